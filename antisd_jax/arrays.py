@@ -1,0 +1,84 @@
+"""Array helpers that every level uses. No I/O, no configuration.
+
+Shape letters: B rows, T tokens of a row, R response tokens, V vocabulary, D width, P problems, G samples a problem.
+"""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_shapes(**arrays: tuple[str, object]) -> dict[str, int]:
+    """Bind dimension letters to sizes: `check_shapes(tokens=("B T", tokens), lengths=("B", lengths))["B"]`.
+
+    Raises ValueError naming both arrays when one letter would stand for two sizes.
+    """
+    sizes: dict[str, int] = {}
+    owner: dict[str, str] = {}
+    for name, (letters, array) in arrays.items():
+        shape, dims = np.shape(array), letters.split()
+        if len(shape) != len(dims):
+            raise ValueError(f"{name} has shape {shape}, wanted [{letters}]")
+        for letter, size in zip(dims, shape):
+            if sizes.setdefault(letter, size) != size:
+                first = owner[letter]
+                raise ValueError(f"{letter} is {sizes[letter]} in {first} {np.shape(arrays[first][1])} but {size} in {name} {shape}")
+            owner.setdefault(letter, name)
+    return sizes
+
+
+def masked_mean(x, mask):
+    """Σ x·mask / Σ mask over everything; 0 for an empty mask. Arrays of one shape; jax or numpy."""
+    return (x * mask).sum() / np.maximum(mask.sum(), 1)
+
+
+def response_mask(lengths, size: int):
+    """[…] lengths → […, size] bool, true at the positions below each length."""
+    return jnp.arange(size) < lengths[..., None]
+
+
+def word(name: str) -> int:
+    """A stable 31-bit number for a purpose's name, so that keys are derived from words instead of stored."""
+    return zlib.crc32(name.encode()) & 0x7FFFFFFF
+
+
+def named_key(seed: int, *parts: str | int):
+    """A PRNG key that is a function of (seed, step, purpose, …) alone; words are hashed, numbers folded in."""
+    key = jax.random.key(seed)
+    for part in parts:
+        key = jax.random.fold_in(key, word(part) if isinstance(part, str) else part)
+    return key
+
+
+def token_logprobs(hidden, unembedding, targets, temperature, chunk_tokens: int = 4096):
+    """Log-probability of each target token, and the entropy of its whole distribution, at a sampling temperature.
+
+    hidden [B R D], unembedding [V D], targets [B R] → (log-prob [B R], entropy [B R]), both float32, in nats.
+    Positions are taken in chunks of about `chunk_tokens` tokens and recomputed in the backward pass, so logits of
+    [B R V] never exist. The entropy is a statistic: no gradient flows through it.
+    """
+    size = check_shapes(hidden=("B R D", hidden), unembedding=("V D", unembedding), targets=("B R", targets))
+    rows, positions = size["B"], size["R"]
+    step = min(positions, max(1, chunk_tokens // rows))
+    chunks = -(-positions // step)
+    pad = chunks * step - positions
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, chunks, step, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def body(_, xs):
+        h, y = xs
+        logits = jnp.einsum("brd,vd->brv", h, unembedding.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        logp = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - log_z
+        fixed = jax.lax.stop_gradient(logits)
+        probs = jnp.exp(fixed - jax.lax.stop_gradient(log_z)[..., None])
+        entropy = jax.lax.stop_gradient(log_z) - jnp.sum(probs * fixed, axis=-1)
+        return None, (logp, entropy)
+
+    _, out = jax.lax.scan(body, None, (split(hidden), split(targets)))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, chunks * step)[:, :positions] for x in out)

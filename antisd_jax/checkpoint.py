@@ -1,0 +1,57 @@
+"""Checkpoints: Orbax behind one module, asynchronous, atomic, the last few kept."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import orbax.checkpoint as ocp
+
+from antisd_jax.errors import UserError
+from antisd_jax.types import TrainState
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """every: steps between checkpoints (the last step always gets one). keep: how many stay."""
+
+    every: int = 10
+    keep: int = 2
+
+
+class Checkpoints:
+    """A folder of checkpoints of (TrainState, JSON record). A save becomes visible only when it is complete."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder, self.every = folder, config.every
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, cleanup_tmp_directories=True)
+        try:
+            self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=("state", "record"))
+        except OSError as e:
+            raise UserError(f"checkpoint folder {folder} cannot be used: {e.strerror}") from None
+
+    def latest(self) -> int | None:
+        return self.manager.latest_step()
+
+    def due(self, step: int, last: int) -> bool:
+        return step == last or (self.every > 0 and step % self.every == 0)
+
+    def save(self, step: int, state: TrainState, record: dict) -> None:
+        """Returns when the state may be changed again; writing goes on behind it."""
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        self.manager.save(step, args=items, force=True)
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+        """The state on the shardings of `abstract`, and its record. Raises UserError when the files cannot be read."""
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        try:
+            found = self.manager.restore(step, args=items)
+        except Exception as e:  # whatever Orbax meets in a damaged folder
+            reason = str(e).splitlines()[0] if str(e) else ""
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {type(e).__name__}: {reason}") from None
+        return found["state"], found["record"]
+
+    def close(self) -> None:
+        """Waits for writes under way."""
+        self.manager.wait_until_finished()
+        self.manager.close()

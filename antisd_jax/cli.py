@@ -1,0 +1,74 @@
+"""The command line: antisd train | report | random-model | pretrain-tiny."""
+
+import os
+import sys
+
+from antisd_jax import __version__
+from antisd_jax.errors import UserError, nearest
+
+USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
+       antisd report RUN                           write RUN/report.html again
+       antisd random-model --text=FILE.jsonl --output=DIR    a small random Qwen3 folder, to try real text with
+       antisd pretrain-tiny --output=DIR           make the embedded model and its problems again
+       antisd --version
+
+Files are merged from left to right, then --a.b=value. Example:
+  antisd train configs/smoke.yaml configs/methods/grpo.yaml --steps=6 --seed=1 --output=runs/grpo"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0 when it succeeded, 2 with one line on standard error when the input is at fault."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            print(USAGE)
+            return 0 if args else 2
+        if args[0] == "--version":
+            print(__version__)
+            return 0
+        commands = {"train": _train, "report": _report, "random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
+        if args[0] not in commands:
+            raise UserError(f"unknown command {args[0]!r}{nearest(args[0], commands)}")
+        commands[args[0]](args[1:])
+        return 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _train(args: list[str]) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    files = [a for a in args if not a.startswith("-")]
+    options = [a for a in args if a.startswith("-")]
+    for option in options:
+        if not option.startswith("--") or "=" not in option:
+            raise UserError(f"{option}: options are written --key=value")
+    from antisd_jax import config, train
+    from antisd_jax.report.page import write_report
+
+    c = config.load(files, [o.removeprefix("--") for o in options])
+    train.train(c)
+    write_report(c.output)
+
+
+def _report(args: list[str]) -> None:
+    from antisd_jax.report.page import write_report
+
+    if len(args) != 1:
+        raise UserError(f"antisd report takes one run folder, got {len(args)} arguments")
+    write_report(args[0])
+
+
+def _random_model(args: list[str]) -> None:
+    from antisd_jax.tiny.random_folder import main
+
+    main(args)
+
+
+def _pretrain_tiny(args: list[str]) -> None:
+    from antisd_jax.tiny.pretrain import main
+
+    main(args)

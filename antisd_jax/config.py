@@ -1,0 +1,236 @@
+"""The configuration of a run: YAML files merged left to right, then --a.b=value; strictly typed; resolved into one file.
+
+Each component declares its own small frozen dataclass; this module only joins and checks them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from antisd_jax.checkpoint import CheckpointConfig
+from antisd_jax.errors import UserError, nearest
+from antisd_jax.evaluate import EvalConfig
+from antisd_jax.learner import OptimConfig
+from antisd_jax.model.sharding import MeshConfig
+from antisd_jax.objective.advantage import Term
+from antisd_jax.objective.gate import STATISTICS, Gate
+from antisd_jax.objective.loss import AGGREGATIONS
+from antisd_jax.rewards.pool import RewardConfig
+from antisd_jax.rollout.sampling import Sampling
+from antisd_jax.text.data import DataConfig
+from antisd_jax.text.prompt import PromptConfig
+from antisd_jax.watchdog import WatchdogConfig
+
+# Keys that a run in an existing folder may change: where it is, how far it goes, and what it only reports.
+FREE = ("output", "steps", "log_rollouts", "watchdog.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """path: a Hugging Face folder, or "tiny" for the embedded model. dtype: of activations; weights are kept in float32."""
+
+    path: str = "tiny"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Budgets in tokens: the student's prompt, the teacher's privileged prompt, the response."""
+
+    prompt: int = 24
+    context: int = 128
+    response: int = 96
+
+
+@dataclass(frozen=True)
+class Method:
+    """The credit of a token: group advantage plus λ · term, with λ = g · lam_max."""
+
+    name: str = "antisd"
+    lam_max: float = 0.5
+    normalise: bool = True  # divide the group advantage by the group's deviation; False is Dr.GRPO's
+    term: Term = field(default_factory=Term)
+    gate: Gate = field(default_factory=Gate)
+
+    @property
+    def needs_teacher(self) -> bool:
+        gated_by_teacher = self.gate.statistic not in ("none", "student_perplexity")
+        return self.lam_max > 0 and (self.term.signal == "teacher" or gated_by_teacher)
+
+
+@dataclass(frozen=True)
+class Config:
+    output: str = "runs/antisd"
+    seed: int = 0
+    steps: int = 200
+    problems: int = 32  # a step
+    samples: int = 8  # rollouts a problem
+    log_rollouts: int = 64  # written to rollouts.jsonl at a step; 0 none, -1 all
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    lengths: Lengths = field(default_factory=Lengths)
+    sampling: Sampling = field(default_factory=Sampling)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    method: Method = field(default_factory=Method)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+
+
+def load(files: list[str], overrides: list[str]) -> Config:
+    """Files merged left to right, then "a.b=value" strings. Raises UserError naming the key at fault."""
+    merged: dict = {}
+    for file in files:
+        _merge(merged, read_yaml(file), file)
+    for override in overrides:
+        key, _, text = override.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *parents, last = key.split(".")
+        nested = {last: value}
+        for parent in reversed(parents):
+            nested = {parent: nested}
+        _merge(merged, nested, f"--{key}")
+    config = build(Config, merged)
+    _check(config)
+    return config
+
+
+def read_yaml(file: str | Path) -> dict:
+    try:
+        value = yaml.safe_load(Path(file).read_text())
+    except OSError as e:
+        raise UserError(f"config file {file} cannot be read: {e.strerror}") from None
+    except yaml.YAMLError as e:
+        raise UserError(f"config file {file} is not YAML: {' '.join(str(e).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"config file {file} holds a {type(value).__name__}, wanted key: value lines")
+    return value
+
+
+def _merge(into: dict, new: dict, where: str) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict):
+            inner = into.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise UserError(f"{where}: {key} is a section here and a value before")
+            _merge(inner, value, where)
+        else:
+            into[key] = value
+
+
+def build(cls, values: dict, path: str = ""):
+    """A mapping → a dataclass, every key known and every value of the declared type."""
+    hints = typing.get_type_hints(cls)
+    made = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(f"unknown config key {path}{key}{_suggest(path + str(key))}")
+        made[key] = _convert(hints[key], value, f"{path}{key}")
+    return cls(**made)
+
+
+def _suggest(key: str) -> str:
+    """The nearest known key or section: the one whose last part is the same, else the closest spelling."""
+    leaves = list(flatten(Config()))
+    sections = {k.rsplit(".", i)[0] for k in leaves for i in range(1, k.count(".") + 1)}
+    same = next((k for k in leaves if k.rpartition(".")[2] == key.rpartition(".")[2]), None)
+    return f" (did you mean {same!r}?)" if same else nearest(key, [*leaves, *sections])
+
+
+def _convert(kind, value, key: str):
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{key} is a section of keys, got {value!r}")
+        return build(kind, value, f"{key}.")
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_convert(typing.get_args(kind)[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)  # YAML reads 1e-6 as a word
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = typing.get_origin(kind) or kind
+    if isinstance(kind, types.UnionType) or not isinstance(value, wanted) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{key}: got {value!r}, wanted {getattr(kind, '__name__', kind)}")
+    return value
+
+
+def _check(c: Config) -> None:
+    """What the types cannot say."""
+
+    def need(ok: bool, key: str, value, wanted: str):
+        if not ok:
+            raise UserError(f"{key}: got {value!r}, wanted {wanted}")
+
+    def choice(key: str, value, allowed):
+        need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
+
+    flat = flatten(c)
+    for key in ("problems", "lengths.prompt", "lengths.context", "lengths.response", "optim.minibatches", "optim.micro_rows"):
+        need(flat[key] >= 1, key, flat[key], "at least 1")
+    need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
+    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed"):
+        need(flat[key] >= 0, key, flat[key], "at least 0")
+    need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
+    need(0 < c.sampling.top_p <= 1, "sampling.top_p", c.sampling.top_p, "in (0, 1]")
+    choice("model.dtype", c.model.dtype, ("float32", "bfloat16"))
+    choice("method.term.sign", c.method.term.sign, (-1, 1))
+    choice("method.term.shape", c.method.term.shape, ("jsd", "linear"))
+    choice("method.term.signal", c.method.term.signal, ("teacher", "student"))
+    choice("method.term.composition", c.method.term.composition, ("additive", "multiplicative"))
+    choice("method.gate.statistic", c.method.gate.statistic, STATISTICS)
+    choice("optim.aggregation", c.optim.aggregation, AGGREGATIONS)
+    need(
+        (c.problems * c.samples) % c.optim.minibatches == 0,
+        "optim.minibatches",
+        c.optim.minibatches,
+        f"a divisor of the {c.problems * c.samples} rollouts a step",
+    )
+
+
+def flatten(config) -> dict:
+    """Dotted key → value of every leaf."""
+    out = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= {f"{f.name}.{k}": v for k, v in flatten(value).items()}
+        else:
+            out[f.name] = value
+    return out
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; reading it back gives the same configuration."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def bound(config: Config) -> dict:
+    """The keys that decide a run's numbers."""
+    return {k: v for k, v in flatten(config).items() if not k.startswith(FREE)}
+
+
+def digest(config: Config) -> str:
+    """A short hash of the keys that decide a run's numbers."""
+    return hashlib.sha256(json.dumps(bound(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """"key: old → new" for every key that a run in an existing folder may not change."""
+    a, b = bound(old), bound(new)
+    return [f"{k}: {a[k]!r} → {b[k]!r}" for k in b if a[k] != b[k]]

@@ -1,0 +1,64 @@
+"""Evaluation: avg@k with an interval, pass@k, and the share of responses cut off."""
+
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+
+from antisd_jax.rewards.pool import Pool
+from antisd_jax.rollout.sampling import Sampling
+from antisd_jax.steps import Policy, judge, roll_out
+from antisd_jax.text.data import DataConfig, Problem
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """every: steps between evaluations (step 0 and the last step always), 0 none. samples: k, a problem."""
+
+    every: int = 10
+    samples: int = 4
+    data: DataConfig = field(default_factory=lambda: DataConfig("countdown:eval"))
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
+
+
+def pass_at_k(n: int, correct: np.ndarray, k: int) -> float:
+    """Mean over problems of 1 − C(n−c, k)/C(n, k): the unbiased chance that k of n samples hold a correct one.
+
+    correct [P]: c of each problem. The ratio of binomials is a product of n−c−i over n−i, so nothing overflows.
+    """
+    i = np.arange(k)
+    missed = np.clip(n - np.asarray(correct)[:, None] - i, 0, None) / (n - i)
+    return float(np.mean(1.0 - np.prod(missed, axis=1)))
+
+
+def bootstrap(values: np.ndarray, draws: int = 1000) -> tuple[float, float]:
+    """95 % interval of the mean over problems, values [P], by resampling them with a fixed seed."""
+    rng = np.random.default_rng(0)
+    means = np.asarray(values)[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def evaluate(policy: Policy, weights, problems: list[Problem], config: EvalConfig, key, pool: Pool, rows: int) -> dict:
+    """Metrics "eval/…" of k samples a problem; `rows` sequences are sampled at a time."""
+    k = config.samples
+    size = max(1, rows // k)
+    correct, stopped, lengths = [], [], []
+    for start in range(0, len(problems), size):
+        part = problems[start : start + size]
+        filled = part + [part[0]] * (size - len(part))  # one shape, hence one compiled program; the filling is dropped
+        rollouts = jax.tree.map(lambda x, n=len(part): x[:n], roll_out(policy, weights, filled, k, key, config.sampling))
+        _, _, rewards = judge(policy, pool, part, rollouts)
+        correct.append(rewards.sum(axis=1))
+        stopped.append(rollouts.stopped)
+        lengths.append(rollouts.lengths)
+    correct = np.concatenate(correct)
+    low, high = bootstrap(correct / k)
+    return {
+        f"eval/avg@{k}": float(np.mean(correct / k)),
+        f"eval/avg@{k}_low": low,
+        f"eval/avg@{k}_high": high,
+        f"eval/pass@{k}": pass_at_k(k, correct, k),
+        "eval/clip_ratio": float(1.0 - np.concatenate(stopped).mean()),
+        "eval/response_length": float(np.concatenate(lengths).mean()),
+        "eval/problems": len(problems),
+    }

@@ -1,0 +1,92 @@
+"""The numbers of one step under the names that dashboards know, and the rows of rollouts.jsonl."""
+
+import numpy as np
+
+from antisd_jax.arrays import masked_mean, response_mask
+from antisd_jax.objective.advantage import group_advantage, token_advantage, token_term
+from antisd_jax.objective.gate import Gate, GateState
+from antisd_jax.rewards.grade import OUTCOMES
+from antisd_jax.text.prompt import SOURCES
+
+
+def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam: float) -> dict:
+    """One step's metrics. N rollouts, R response tokens: student and teacher Scores [N R] (teacher None when unused),
+    grades [P][G], contexts N long, rewards [P G], acts [N], updates the UpdateStats of each optimizer step."""
+    lengths, stopped = rollouts.lengths.reshape(-1), rollouts.stopped.reshape(-1)
+    mask = np.asarray(response_mask(lengths, student.logprobs.shape[1]))
+    flat = rewards.reshape(-1)
+    t = student.logprobs if teacher is None else teacher.logprobs
+    sequence = group_advantage(rewards, config.method.normalise).reshape(-1).astype(np.float32)
+    advantage = np.asarray(token_advantage(sequence, student.logprobs, t, acts, lam, config.method.term))
+    sampled = rollouts.logprobs.reshape(student.logprobs.shape)
+    difference = np.abs(np.exp(sampled) - np.exp(student.logprobs))[mask]
+    out = {
+        "critic/rewards/mean": flat.mean(),
+        "critic/rewards/completed_mean": masked_mean(flat, stopped),
+        "critic/advantages/mean": masked_mean(advantage, mask),
+        "actor/entropy": masked_mean(student.entropies, mask),
+        "actor/pg_loss": np.mean([u.loss for u in updates]),
+        "actor/pg_clipfrac": sum(float(np.sum(u.clipped)) for u in updates) / mask.sum(),
+        "actor/grad_norm": np.mean([u.grad_norm for u in updates]),
+        "actor/lr": config.optim.lr,
+        "response_length/mean": lengths.mean(),
+        "response_length/max": lengths.max(),
+        "response_length/clip_ratio": 1.0 - stopped.mean(),
+        "training/rollout_probs_diff_mean": difference.mean(),
+        "training/rollout_probs_diff_max": difference.max(),
+        "groups/all_correct": (rewards == 1).all(axis=1).mean(),
+        "groups/all_wrong": (rewards == 0).all(axis=1).mean(),
+    }
+    out |= {f"outcome/{name.replace(' ', '_')}": np.mean([g.outcome == name for group in grades for g in group]) for name in OUTCOMES}
+    if teacher is not None:
+        u, acting = teacher.logprobs - student.logprobs, mask & acts[:, None]
+        out |= {
+            "antisd/teacher_entropy": masked_mean(teacher.entropies, mask),
+            "antisd/u_mean": masked_mean(u, acting),
+            "antisd/u_abs_mean": masked_mean(np.abs(u), acting),
+            "antisd/term_mean": masked_mean(np.asarray(token_term(student.logprobs, t, config.method.term)), acting),
+            "antisd/context/acting": acts.mean(),
+            "antisd/context/overflow": np.mean([not c.ids for c in contexts]),
+            "antisd/context/shortened": np.mean([c.shortened for c in contexts]),
+        }
+        out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES}
+    return {k: float(v) for k, v in out.items()}
+
+
+def gate_metrics(gate: Gate, state: GateState, h: float, lam: float) -> dict:
+    """The gate's log: H, H_warm, τ_down, τ_up, g and λ of this step. H_warm and the thresholds exist after warm-up only."""
+    out = {"antisd/gate/open": float(state.open), "antisd/lambda": lam}
+    if not np.isnan(h):
+        out["antisd/gate/statistic"] = h
+    if state.level is not None:
+        out |= {"antisd/gate/level": state.level, "antisd/gate/down": gate.down * state.level, "antisd/gate/up": gate.up * state.level}
+    return out
+
+
+def rollout_rows(step: int, problems, said, grades, rollouts, contexts, student, teacher, limit: int) -> list[dict]:
+    """The first `limit` rollouts of a step (all when negative) as rows of rollouts.jsonl."""
+    group = len(said[0])
+    count = len(problems) * group if limit < 0 else min(limit, len(problems) * group)
+    rows = []
+    for i in range(count):
+        p, g = divmod(i, group)
+        n, grade = int(rollouts.lengths[p, g]), grades[p][g]
+        row = {
+            "step": step,
+            "id": problems[p].id,
+            "sample": g,
+            "prompt": problems[p].problem,
+            "response": said[p][g],
+            "extracted": grade.extracted,
+            "outcome": grade.outcome,
+            "reward": grade.reward,
+            "gold": problems[p].answer,
+            "finish_reason": "stop" if rollouts.stopped[p, g] else "length",
+            "prompt_tokens": len(problems[p].prompt_ids),
+            "response_tokens": n,
+        }
+        if teacher is not None:
+            u = (teacher.logprobs[i] - student.logprobs[i])[:n]
+            row |= {"context_source": contexts[i].source, "context_tokens": len(contexts[i].ids), "u_mean": float(u.mean())}
+        rows.append(row)
+    return rows

@@ -1,0 +1,54 @@
+"""What a run is about to do, in a few lines, before anything is compiled."""
+
+from antisd_jax.model.decoder import count
+from antisd_jax.model.sharding import rows_per_step
+from antisd_jax.steps import Policy
+
+GIB = 2.0**30
+
+
+def memory(config, policy: Policy) -> dict[str, float]:
+    """Estimated bytes a device, by what they hold. Stated formulas, not measurements.
+
+    state: float32 weights, gradient and two moments, over fsdp × tensor. cache: keys and values of one rollout batch,
+    prompts once a problem. activations: the largest micro-batch's layer inputs (all layers', or one with remat), plus one
+    layer's inner activations and attention chunk.
+    """
+    m, mesh = policy.model, policy.mesh
+    item = 2 if policy.dtype == "bfloat16" else 4
+    ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
+    kv = 2 * m.layers * m.kv_heads * m.head_dim * item / tensor
+    rollouts = config.problems * config.samples / ways
+    length = policy.context_budget + policy.responses
+    tokens = max(policy.micro_rows / ways, 1) * length
+    inner = tokens * (4 * m.width + (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor + 3 * m.feed_forward / tensor) * item
+    return {
+        "state": 16 * count(m) / (mesh.shape["fsdp"] * tensor),
+        "cache": kv * (rollouts * policy.responses + config.problems / ways * policy.prompt_budget),
+        "activations": tokens * m.width * m.layers * item + inner * (1 if config.optim.remat else m.layers),
+    }
+
+
+def describe(config, policy: Policy, problems: int, held_out: int) -> str:
+    """The plan, as it is printed."""
+    m = policy.model
+    mesh = " × ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
+    parts = memory(config, policy)
+    term = config.method.term
+    credit = "group advantage alone"
+    if config.method.lam_max:
+        sign = "+" if term.sign > 0 else "−"
+        what = {"jsd": "φ", "linear": ""}[term.shape] + {"teacher": "(t − s)", "student": "(s)"}[term.signal]
+        credit = f"group advantage {sign} λ·{what}, λ ≤ {config.method.lam_max}, {term.composition}, gate {config.method.gate.statistic}"
+    return "\n".join(
+        [
+            f"model    {config.model.path}: {count(m):,} parameters, {m.layers} layers, width {m.width}, vocabulary {m.vocab}, {policy.dtype}",
+            f"mesh     {mesh} ({policy.mesh.devices.flat[0].platform})",
+            f"method   {config.method.name}: {credit}",
+            f"data     {config.data.path}: {problems} problems; evaluation on {held_out} of {config.eval.data.path}",
+            f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_rows} rows; {config.steps} steps",
+            f"lengths  prompt {policy.prompt_budget}, privileged prompt {policy.context_budget}, response {policy.responses} tokens",
+            "memory   " + ", ".join(f"{k} {v / GIB:.2f}" for k, v in parts.items()) + f" = {sum(parts.values()) / GIB:.2f} GiB a device, estimated",
+            f"output   {config.output}",
+        ]
+    )

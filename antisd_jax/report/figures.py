@@ -1,0 +1,125 @@
+"""Curves of one run as inline SVG, readable on a light and on a dark page."""
+
+import io
+
+import numpy as np
+
+BLUE, RED, GREEN, GREY = "#3b82c4", "#d9603b", "#3f9b6c", "#8a8f98"
+WINDOW = 5  # steps of the rolling mean
+
+
+def rolling(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Mean over the last `window` values at each place, over fewer at the start."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+class Curves:
+    """Reads columns out of metrics.jsonl rows and draws panels of them."""
+
+    def __init__(self, rows: list[dict]):
+        self.rows = rows
+
+    def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """(steps, values) of the rows that have the key."""
+        pairs = [(r["step"], r[key]) for r in self.rows if key in r]
+        steps, values = zip(*pairs) if pairs else ((), ())
+        return np.array(steps), np.array(values, float)
+
+    def line(self, axes, key: str, label: str, colour: str) -> None:
+        """The raw curve faint, its rolling mean bold."""
+        steps, values = self.column(key)
+        if len(steps):
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(steps, rolling(values), color=colour, linewidth=2, label=label)
+
+    def accuracy(self, axes) -> None:
+        keys = sorted({k for r in self.rows for k in r if k.startswith("eval/avg@") and not k.endswith(("low", "high"))})
+        for key in keys:
+            steps, values = self.column(key)
+            axes.fill_between(steps, self.column(key + "_low")[1], self.column(key + "_high")[1], color=BLUE, alpha=0.18, linewidth=0)
+            axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=2, label=key.removeprefix("eval/"))
+            for i in {0, len(steps) - 1}:
+                axes.annotate(f"{values[i]:.2f}", (steps[i], values[i]), xytext=(0, 6), textcoords="offset points", ha="center", color=BLUE)
+
+    def reward(self, axes) -> None:
+        self.line(axes, "critic/rewards/mean", "all", BLUE)
+        self.line(axes, "critic/rewards/completed_mean", "completed", GREEN)
+
+    def entropy(self, axes) -> None:
+        self.line(axes, "actor/entropy", "student", BLUE)
+        self.line(axes, "antisd/teacher_entropy", "teacher", RED)
+
+    def gate(self, axes) -> None:
+        steps, values = self.column("antisd/gate/statistic")
+        if len(steps):
+            axes.plot(steps, values, color=RED, linewidth=1.5, label="H")
+        for key, style, label in (("antisd/gate/up", "--", "opens"), ("antisd/gate/down", ":", "closes")):
+            steps, values = self.column(key)
+            if len(steps):
+                axes.plot(steps, values, color=GREY, linestyle=style, linewidth=1.2, label=label)
+        steps, lam = self.column("antisd/lambda")
+        if len(steps):
+            right = axes.twinx()
+            right.fill_between(steps, 0, lam, step="mid", color=BLUE, alpha=0.15, linewidth=0)
+            right.set_ylim(0, max(1.0, 2 * lam.max()))
+            right.set_ylabel("λ (shaded)", color=BLUE)
+            right.tick_params(colors=BLUE)
+            for side in right.spines.values():
+                side.set_visible(False)
+
+    def length(self, axes) -> None:
+        self.line(axes, "response_length/mean", "mean", BLUE)
+        steps, share = self.column("response_length/clip_ratio")
+        if len(steps):
+            right = axes.twinx()
+            right.plot(steps, share, color=RED, linewidth=1.2, alpha=0.8)
+            right.set_ylim(0, 1)
+            right.set_ylabel("share at the cap", color=RED)
+            right.tick_params(colors=RED)
+            for side in right.spines.values():
+                side.set_visible(False)
+
+    def term(self, axes) -> None:
+        self.line(axes, "antisd/u_mean", "u", BLUE)
+        self.line(axes, "antisd/term_mean", "term", RED)
+
+
+PANELS = (
+    ("Accuracy on held-out problems", "accuracy"),
+    ("Reward", "reward"),
+    ("Entropy (nats)", "entropy"),
+    ("Gate: teacher statistic and λ", "gate"),
+    ("Response length (tokens)", "length"),
+    ("u = t − s, and the term", "term"),
+)
+
+
+def panels(rows: list[dict]) -> list[tuple[str, str]]:
+    """(title, SVG) of every panel that the rows have numbers for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    curves, out = Curves(rows), []
+    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
+    style |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "legend.frameon": False, "axes.spines.top": False}
+    for title, name in PANELS:
+        with plt.rc_context(style | {"svg.hashsalt": name}):
+            figure, axes = plt.subplots(figsize=(5.4, 3.1), layout="constrained")
+            getattr(curves, name)(axes)
+            drawn = axes.has_data()
+            if drawn:
+                axes.set_xlabel("step")
+                axes.grid(color=GREY, alpha=0.15)
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(loc="best", fontsize=9)
+                buffer = io.StringIO()
+                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+                svg = buffer.getvalue()
+                out.append((title, svg[svg.index("<svg") :]))
+            plt.close(figure)
+    return out

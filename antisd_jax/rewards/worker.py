@@ -1,0 +1,41 @@
+"""A grader process: one JSON request a line on standard input, one JSON answer a line on standard output.
+
+Request {"response", "gold"}; answer {"outcome", "extracted"} or {"error"}; first of all a line "ready". Started by the pool as
+`python -m antisd_jax.rewards.worker KIND MEMORY_MB`, killed by it when an answer is late.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+
+
+def main() -> None:
+    kind, memory_mb = sys.argv[1], int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable(logging.CRITICAL)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not pass for an answer
+    if kind == "math":
+        import math_verify  # noqa: F401  (slow to import: before "ready", not on the first answer's time)
+
+        from antisd_jax.rewards.math import grade
+    else:
+        from antisd_jax.rewards.countdown import grade
+    answers.write("ready\n")
+    answers.flush()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            result = grade(request["response"], request["gold"])
+            answer = {"outcome": result.outcome, "extracted": result.extracted}
+        except Exception as e:  # a grader fault is reported, and must not cost the worker
+            answer = {"error": f"{type(e).__name__}: {e}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The verbs of the training loop: what turns problems into rollouts, contexts, scores and a batch.
+
+Host side: strings and numpy arrays in and out, with one call of a compiled program in the middle where there is one.
+Shape letters: P problems, G samples a problem, N = P·G rollouts in that order, R response tokens, M micro-batches,
+B rows of one, T tokens of a row.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antisd_jax.arrays import word
+from antisd_jax.errors import UserError
+from antisd_jax.learner import UpdateStats, update
+from antisd_jax.model.decoder import ModelConfig, declare
+from antisd_jax.model.sharding import place_rows, rows_per_step
+from antisd_jax.objective.advantage import group_advantage
+from antisd_jax.objective.loss import row_weights
+from antisd_jax.rewards.grade import Grade
+from antisd_jax.rewards.pool import Pool
+from antisd_jax.rollout.engine import generate
+from antisd_jax.rollout.sampling import Sampling
+from antisd_jax.score import score
+from antisd_jax.text.data import Problem
+from antisd_jax.text.prompt import Context, Prompts
+from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What every stage knows about the model: its numbers, its mesh, its prompts and its budgets in tokens."""
+
+    model: ModelConfig
+    mesh: jax.sharding.Mesh
+    prompts: Prompts
+    stop: tuple[int, ...]
+    prompt_budget: int
+    context_budget: int
+    responses: int  # R
+    micro_rows: int
+    dtype: str
+
+
+def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], int]:
+    """The problems whose prompt fits its budget, with their prompt ids, and the length of the longest that does not (0: all fit)."""
+    problems = [replace(p, prompt_ids=tuple(policy.prompts.student(p.problem))) for p in problems]
+    kept = [p for p in problems if len(p.prompt_ids) <= policy.prompt_budget]
+    return kept, max((len(p.prompt_ids) for p in problems if len(p.prompt_ids) > policy.prompt_budget), default=0)
+
+
+def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling) -> Rollouts:
+    """G = `group` responses to each problem, on the host. A problem that stands twice in the list gets fresh samples."""
+    ids = [p.prompt_ids for p in problems]
+    prompts = np.zeros((len(ids), policy.prompt_budget), np.int32)
+    for row, prompt in zip(prompts, ids):
+        row[: len(prompt)] = prompt
+    indices = [p.index for p in problems]
+    repeats = np.array([indices[:i].count(n) for i, n in enumerate(indices)])
+    samples = repeats[:, None] * group + np.arange(group)
+    arrays = (prompts, np.array([len(i) for i in ids], np.int32), np.array(indices, np.uint32), samples.astype(np.uint32))
+    prompts, lengths, indices, samples = place_rows(policy.mesh, arrays, axis=0)
+    out = generate(
+        weights,
+        prompts,
+        lengths,
+        key,
+        indices,
+        samples,
+        c=policy.model,
+        responses=policy.responses,
+        sampling=sampling,
+        stop=policy.stop,
+        dtype=policy.dtype,
+    )
+    return jax.device_get(out)
+
+
+def judge(policy: Policy, pool: Pool, problems: list[Problem], rollouts: Rollouts):
+    """(decoded responses [P][G], grades [P][G], rewards [P G]). Text is for graders and people; ids are what is trained on."""
+    decode = policy.prompts.tokenizer.decode
+    said = [
+        [decode(tokens[:n].tolist(), skip_special_tokens=True) for tokens, n in zip(group, lengths)]
+        for group, lengths in zip(rollouts.tokens, rollouts.lengths)
+    ]
+    golds = [p.answer for p, group in zip(problems, said) for _ in group]
+    graded = iter(pool.grade([text for group in said for text in group], golds))
+    grades = [[next(graded) for _ in group] for group in said]
+    return said, grades, np.array([[g.reward for g in group] for group in grades])
+
+
+def privileged(policy: Policy, problems, said: list[list[str]], grades: list[list[Grade]], seed: int, step: int) -> list[Context]:
+    """One context a rollout, N in all; whose sibling is shown is drawn from (seed, step, problem, sample)."""
+    out = []
+    for p, group_texts, group_grades in zip(problems, said, grades):
+        for which in range(len(group_texts)):
+            rng = np.random.default_rng([seed, step, word("sibling"), p.index, which])
+            out.append(policy.prompts.context(p, group_texts, group_grades, which, policy.context_budget, rng))
+    return out
+
+
+def pack(policy: Policy, prompts: list, rollouts: Rollouts, budget: int) -> Rows:
+    """N prompts, each followed by its response's ids unchanged → Rows [M B T] on the host, T = budget + R.
+
+    Rows that only fill up the last micro-batch have response length 0.
+    """
+    responses = rollouts.tokens.reshape(-1, policy.responses)
+    lengths = rollouts.lengths.reshape(-1)
+    rows, micro = micro_shape(policy, len(prompts))
+    tokens = np.zeros((rows, budget + policy.responses), np.int32)
+    sizes = np.zeros((2, rows), np.int32)
+    sizes[0] = 1
+    for i, (prompt, response, n) in enumerate(zip(prompts, responses, lengths)):
+        tokens[i, : len(prompt)] = prompt
+        tokens[i, len(prompt) : len(prompt) + n] = response[:n]
+        sizes[:, i] = len(prompt), n
+    return jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), Rows(tokens, sizes[0], sizes[1]))
+
+
+def micro_shape(policy: Policy, count: int) -> tuple[int, int]:
+    """(rows in all, rows a micro-batch) for `count` rollouts: multiples of what the mesh splits rows into."""
+    ways = rows_per_step(policy.mesh)
+    micro = min(policy.micro_rows, count)
+    micro = -(-micro // ways) * ways
+    return -(-count // micro) * micro, micro
+
+
+def in_micro(policy: Policy, x: np.ndarray, dtype=np.float32) -> np.ndarray:
+    """[N …] → [M B …], filled up with zeros."""
+    rows, micro = micro_shape(policy, len(x))
+    return np.pad(np.asarray(x, dtype), [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(-1, micro, *x.shape[1:])
+
+
+def score_all(policy: Policy, weights, prompts: list, rollouts: Rollouts, budget: int, temperature: float) -> Scores:
+    """Log-probs and entropies of N responses under N prompts: arrays [N R] on the host."""
+    rows = place_rows(policy.mesh, pack(policy, prompts, rollouts, budget), axis=1)
+    scores = score(weights, rows, temperature, c=policy.model, responses=policy.responses, dtype=policy.dtype)
+    return flat(scores, len(prompts))
+
+
+def flat(tree, count: int):
+    """Device arrays [M B …] → host arrays [N …] without the filling rows."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], tree)
+
+
+def each(problems: list[Problem], group: int) -> list[tuple[int, ...]]:
+    """N prompts: each problem's, once a sample."""
+    return [p.prompt_ids for p in problems for _ in range(group)]
+
+
+def student_scores(policy: Policy, weights, problems, rollouts: Rollouts, temperature: float) -> Scores:
+    """Scores [N R] under the prompts that the responses were sampled from."""
+    prompts = each(problems, rollouts.lengths.shape[1])
+    return score_all(policy, weights, prompts, rollouts, policy.prompt_budget, temperature)
+
+
+def teacher_scores(policy: Policy, weights, problems, contexts: list[Context], rollouts: Rollouts, temperature: float):
+    """(Scores [N R] under the privileged prompts, acts [N]).
+
+    acts is False where the context did not fit, or says no more than the student's own prompt: such rows are scored under
+    the student's prompt, and the term is 0 there.
+    """
+    students = each(problems, rollouts.lengths.shape[1])
+    acts = np.array([bool(c.ids) and tuple(c.ids) != s for c, s in zip(contexts, students)])
+    prompts = [c.ids or s for c, s in zip(contexts, students)]
+    return score_all(policy, weights, prompts, rollouts, policy.context_budget, temperature), acts
+
+
+def make_batch(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, acts, old, config) -> Batch:
+    """Everything the update needs, on the device. rewards [P G]; old: the student's Scores of a pass before it, or None."""
+    n = rewards.size
+    counted = rollouts.stopped.reshape(-1) if config.optim.mask_truncated else np.ones(n, bool)
+    weights = row_weights(rollouts.lengths.reshape(-1), counted, config.optim.aggregation, policy.responses)
+    t = np.zeros((n, policy.responses)) if teacher is None else teacher.logprobs
+    batch = Batch(
+        rows=pack(policy, each(problems, rewards.shape[1]), rollouts, policy.prompt_budget),
+        sequence_advantages=in_micro(policy, group_advantage(rewards, config.method.normalise).reshape(-1)),
+        teacher_logprobs=in_micro(policy, t),
+        term_weights=in_micro(policy, acts),
+        loss_weights=in_micro(policy, weights),
+        old_logprobs=None if old is None else in_micro(policy, old.logprobs),
+    )
+    return place_rows(policy.mesh, batch, axis=1)
+
+
+def learn(policy: Policy, state: TrainState, batch: Batch, lam: float, config, step: int) -> tuple[TrainState, list[UpdateStats]]:
+    """The optimizer steps of one batch, and what each told, on the host. Raises UserError at a gradient that is not finite."""
+    told = []
+    for part in minibatches(batch, config.optim.minibatches):
+        state, stats = update(
+            state,
+            part,
+            jnp.float32(lam),
+            config.sampling.temperature,
+            c=policy.model,
+            o=config.optim,
+            term=config.method.term,
+            dtype=policy.dtype,
+        )
+        told.append(jax.device_get(stats))
+        refuse_non_finite(policy, state.weights, told[-1], step)
+    return state, told
+
+
+def refuse_non_finite(policy: Policy, weights, stats: UpdateStats, step: int) -> None:
+    """Stop at a NaN, naming the first weight that holds one, else the first gradient."""
+    if not stats.bad.any():
+        return
+    names = [p.hf for p in jax.tree.leaves(declare(policy.model))]
+    for name, weight in zip(names, jax.tree.leaves(weights)):
+        if not jnp.all(jnp.isfinite(weight)):
+            raise UserError(f"step {step}: weight {name} holds NaN or infinity; checkpoints are untouched")
+    name = names[int(np.argmax(stats.bad))]
+    raise UserError(f"step {step}: gradient of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched")
+
+
+def minibatches(batch: Batch, count: int) -> list[Batch]:
+    """The batch cut along its micro-batches into `count` updates; each carries its share of the rows at full weight."""
+    micro = batch.loss_weights.shape[0]
+    if micro % count:
+        raise UserError(f"optim.minibatches: {count} does not divide the {micro} micro-batches of a step (see optim.micro_rows)")
+    size = micro // count
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, micro, size)]
+    return [part.replace(loss_weights=part.loss_weights * count) for part in parts]

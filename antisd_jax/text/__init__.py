@@ -1,0 +1,1 @@
+"""Strings: problems, chat templates, privileged prompts. No jax."""

@@ -1,0 +1,130 @@
+"""Prompts: the student's, and the teacher's privileged one. All wording stands in PromptConfig and nowhere else."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from antisd_jax.errors import UserError
+from antisd_jax.rewards.boxed import last_boxed
+from antisd_jax.rewards.grade import Grade
+from antisd_jax.text.data import Problem
+
+SOURCES = ("sibling", "solution", "answer", "feedback")
+_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """Wording of both prompts, thinking mode, and what the teacher may be shown."""
+
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    attempt: str = "Your previous attempt:"
+    assessment: str = "Previous assessment:"
+    request: str = "Solve the problem again, step by step."
+    thinking: bool = False  # enable_thinking of the chat template, for student and teacher alike
+    sources: tuple[str, ...] = SOURCES  # tried in this order; "sibling" is a correct rollout of the same group
+    solution_tokens: int = 3072  # budget of the shown solution, the only part that is ever shortened
+    elision: str = "\n…\n"  # stands where the middle of a solution was left out
+
+    def __post_init__(self):
+        for source in self.sources:
+            if source not in SOURCES:
+                raise UserError(f"prompt.sources: {source!r} is none of {', '.join(SOURCES)}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One rollout's privileged prompt. ids is empty when it does not fit its budget; shortened: the solution was cut."""
+
+    ids: list[int]
+    source: str
+    shortened: bool = False
+
+
+def load_tokenizer(folder: str | Path):
+    """The folder's tokenizer. Raises UserError when there is none or it has no chat template."""
+    from transformers import AutoTokenizer
+
+    if not (Path(folder) / "tokenizer.json").exists():
+        raise UserError(f"model folder {folder} has no tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as e:  # the library raises whatever the broken file provokes
+        raise UserError(f"{folder}: tokenizer cannot be loaded: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: the tokenizer has no chat template (chat_template.jinja or tokenizer_config.json)")
+    return tokenizer
+
+
+class Prompts:
+    """Renders prompts with one tokenizer and one wording. Token ids out, and response ids never go through it."""
+
+    def __init__(self, tokenizer, config: PromptConfig):
+        self.tokenizer, self.config = tokenizer, config
+
+    def ids(self, user_turn: str) -> list[int]:
+        """One user turn through the chat template, up to where the assistant speaks."""
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": user_turn}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self.config.thinking,
+        )
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def student(self, problem: str) -> list[int]:
+        return self.ids(f"{problem}\n\n{self.config.instruction}")
+
+    def teacher(self, problem: str, solution: str | None, feedback: str) -> list[int]:
+        c = self.config
+        shown = f"{c.attempt}\n{solution}\n\n" if solution is not None else ""
+        return self.ids(f"{problem}\n\n{shown}{c.assessment}\n{feedback}\n\n{c.request} {c.instruction}")
+
+    def context(self, problem: Problem, texts: list[str], grades: list[Grade], which: int, budget: int, rng: np.random.Generator) -> Context:
+        """The privileged prompt of sample `which` of a group: its own feedback, and somebody else's verified solution.
+
+        texts and grades are the group's; `budget` bounds the prompt in tokens. A solution is shortened to fit, nothing
+        else is: when the rest alone is too long the context comes back empty, and the rollout gets no per-token term.
+        """
+        solution, source = self.solution(problem, texts, grades, which, rng)
+        feedback = grades[which].feedback
+        shortened = False
+        if solution is not None:
+            rest = len(self.teacher(problem.problem, "", feedback))
+            solution, shortened = self.shorten(solution, min(self.config.solution_tokens, budget - rest))
+        ids = self.teacher(problem.problem, solution, feedback)
+        return Context(ids if len(ids) <= budget else [], source, shortened)
+
+    def solution(self, problem: Problem, texts, grades, which: int, rng) -> tuple[str | None, str]:
+        """The verified solution to show, and where it comes from: the first of the configured sources that has one."""
+        siblings = [i for i, g in enumerate(grades) if g.correct and i != which]
+        for source in self.config.sources:
+            if source == "sibling" and siblings:
+                return clean_solution(texts[siblings[rng.integers(len(siblings))]]), source
+            if source == "solution" and problem.solution:
+                return problem.solution, source
+            if source == "answer":
+                return f"\\boxed{{{problem.answer}}}", source
+            if source == "feedback":
+                break
+        return None, "feedback"
+
+    def shorten(self, text: str, budget: int) -> tuple[str, bool]:
+        """The text in at most `budget` tokens: its head (a quarter) and its tail (three quarters) around an elision."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if len(ids) <= budget:
+            return text, False
+        room = budget - len(self.tokenizer.encode(self.config.elision, add_special_tokens=False)) - 2
+        if room < 8:
+            return "", True
+        head, tail = ids[: room // 4], ids[len(ids) - (room - room // 4) :]
+        return self.tokenizer.decode(head) + self.config.elision + self.tokenizer.decode(tail), True
+
+
+def clean_solution(text: str) -> str:
+    """A correct rollout as a solution to show: without its thoughts, and cut after its last boxed answer."""
+    text = _THOUGHT.sub("", text)
+    boxed = last_boxed(text)
+    return (text[: boxed[1]] if boxed else text).strip()

@@ -1,0 +1,130 @@
+"""Makes the embedded model: `antisd pretrain-tiny --output=DIR [--seed=0] [--steps=2500]`.
+
+Writes the problems (train.jsonl, eval.jsonl) and the folder model/ under DIR. The mixture: plain prompts answered by
+noisy searches that may give up; the same with feedback alone; and privileged prompts (problem, solution, feedback)
+answered almost at once. Only training puzzles are seen. Every batch holds the same numbers of both kinds of rows and one
+global token mean, so that the mixture is what it says.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from antisd_jax.arrays import response_mask
+from antisd_jax.model.decoder import ModelConfig, count, init
+from antisd_jax.model.hf import config_json, save_folder
+from antisd_jax.score import score_rows
+from antisd_jax.text.prompt import Prompts, load_tokenizer
+from antisd_jax.tiny import tokenizer as tok
+from antisd_jax.tiny.countdown import direct, informed, puzzles, search
+from antisd_jax.types import Rows
+
+WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD = 64, 3, 4, 2, 16, 192
+PROMPT, CONTEXT, RESPONSE = 24, 112, 96  # tokens at most
+PLAIN_ROWS, PRIVILEGED_ROWS = 64, 40
+TRIALS = 7  # the most that fit into RESPONSE
+GIVE_UP = 0.4  # after each failure
+STRAY = 0.35  # an informed reader tries something else first
+RATE = 2e-3
+
+
+def plain_row(prompts, puzzle, rng):
+    text, _ = search(puzzle, rng, GIVE_UP, TRIALS)
+    if rng.random() < 0.8:
+        return prompts.student(puzzle.statement), text
+    return prompts.teacher(puzzle.statement, None, feedback(rng)), text
+
+
+def privileged_row(prompts, puzzle, rng):
+    """The solution shown is a search that succeeded, as a sibling's would be, or a direct one, as the data set's is."""
+    for _ in range(8):
+        shown, right = search(puzzle, rng, GIVE_UP, TRIALS)
+        if right:
+            break
+    hit = next((t for t in puzzle.hits if right and t.boxed() in shown), puzzle.hits[rng.integers(len(puzzle.hits))])
+    if not right or rng.random() < 0.3:
+        shown = direct(hit)
+    return prompts.teacher(puzzle.statement, shown, feedback(rng)), informed(puzzle, hit, rng, STRAY)
+
+
+def feedback(rng) -> str:
+    return f"Your answer is {'correct' if rng.random() < 0.3 else 'incorrect'}."
+
+
+def pack(pairs, prompts, prompt_budget: int, end: int) -> Rows:
+    """(prompt ids, response text) pairs → Rows with arrays [B T], T = prompt_budget + RESPONSE."""
+    tokens = np.zeros((len(pairs), prompt_budget + RESPONSE), np.int32)
+    lengths = np.zeros((2, len(pairs)), np.int32)
+    for i, (prompt, text) in enumerate(pairs):
+        response = prompts.tokenizer.encode(text, add_special_tokens=False) + [end]
+        assert len(prompt) <= prompt_budget and len(response) <= RESPONSE, (len(prompt), len(response))
+        tokens[i, : len(prompt) + len(response)] = prompt + response
+        lengths[:, i] = len(prompt), len(response)
+    return Rows(tokens, lengths[0], lengths[1])
+
+
+@partial(jax.jit, static_argnames=("c", "optimizer"), donate_argnames=("weights", "state"))
+def train_step(weights, state, plain: Rows, privileged: Rows, c: ModelConfig, optimizer):
+    def loss(weights):
+        total, tokens = 0.0, 0
+        for rows in (plain, privileged):
+            mask = response_mask(rows.response_lengths, RESPONSE)
+            total -= jnp.sum(score_rows(c, weights, rows, RESPONSE, 1.0).logprobs * mask)
+            tokens += mask.sum()
+        return total / tokens
+
+    value, gradient = jax.value_and_grad(loss)(weights)
+    updates, state = optimizer.update(gradient, state, weights)
+    return optax.apply_updates(weights, updates), state, value
+
+
+def write_problems(folder: Path, all_puzzles) -> None:
+    for split, held_out in (("train", False), ("eval", True)):
+        chosen = [p for p in all_puzzles if p.held_out == held_out]
+        lines = [json.dumps(p.row(split, i), ensure_ascii=False) for i, p in enumerate(chosen)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(prog="antisd pretrain-tiny", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2500)
+    args = parser.parse_args(argv)
+    folder = args.output / "model"
+    tokenizer = tok.countdown_tokenizer()
+    tok.save(tokenizer, folder, tok.PLAIN)
+    c = ModelConfig(
+        tokenizer.get_vocab_size(), WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, rope_base=1e4, norm_eps=1e-6, tied=True
+    )
+    end = tokenizer.token_to_id(tok.END)
+    settings = config_json(c, eos=end, bos=None, positions=CONTEXT + RESPONSE)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    all_puzzles = puzzles(args.seed)
+    write_problems(args.output, all_puzzles)
+    seen = [p for p in all_puzzles if not p.held_out]
+    print(f"{count(c):,} parameters, vocabulary {c.vocab}, {len(seen)} puzzles to train on", flush=True)
+
+    prompts = Prompts(load_tokenizer(folder), tok.WORDING)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, min(100, args.steps // 4), args.steps, RATE / 50)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+    weights = init(c, args.seed)
+    state = optimizer.init(weights)
+    rng = np.random.default_rng([args.seed, 1])
+    start = time.monotonic()
+    for step in range(1, args.steps + 1):
+        drawn = [seen[i] for i in rng.integers(len(seen), size=PLAIN_ROWS + PRIVILEGED_ROWS)]
+        plain = pack([plain_row(prompts, p, rng) for p in drawn[:PLAIN_ROWS]], prompts, PROMPT, end)
+        privileged = pack([privileged_row(prompts, p, rng) for p in drawn[PLAIN_ROWS:]], prompts, CONTEXT, end)
+        weights, state, loss = train_step(weights, state, plain, privileged, c, optimizer)
+        if step % 50 == 0 or step == 1:
+            print(f"step {step}/{args.steps}  loss {float(loss):.4f}  {time.monotonic() - start:.0f} s", flush=True)
+    save_folder(folder, c, weights)
+

@@ -1,0 +1,200 @@
+"""The program, to be read first: build the parts, resume, loop.
+
+One step is the algorithm's sentence: problems → rollouts → rewards → privileged contexts → teacher scores → credit →
+update → log, checkpoint. The verbs are in steps.py, the mathematics in objective/.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+
+from antisd_jax import config as configuration
+from antisd_jax.arrays import named_key
+from antisd_jax.checkpoint import Checkpoints
+from antisd_jax.config import Config
+from antisd_jax.errors import UserError
+from antisd_jax.evaluate import evaluate
+from antisd_jax.learner import abstract_state, start
+from antisd_jax.log import Log, Stopwatch, make_folder, progress, say, speed, warn, write_atomically
+from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
+from antisd_jax.model import hf
+from antisd_jax.model.sharding import make_mesh, rows_per_step
+from antisd_jax.objective import gate as gates
+from antisd_jax.objective.gate import GateState
+from antisd_jax.plan import describe
+from antisd_jax.rewards.pool import Pool
+from antisd_jax.steps import Policy, flat, judge, learn, make_batch, privileged, prompted, roll_out, student_scores, teacher_scores
+from antisd_jax.text.data import DataConfig, Order, Problem, load
+from antisd_jax.text.prompt import Prompts, load_tokenizer
+from antisd_jax.tiny import HERE
+from antisd_jax.types import TrainState
+from antisd_jax.watchdog import watch
+
+
+@dataclass
+class Run:
+    """The parts of a run that stay."""
+
+    config: Config
+    policy: Policy
+    order: Order
+    held_out: list[Problem]
+    pool: Pool
+    checkpoints: Checkpoints
+    log: Log
+    clock: Stopwatch
+
+
+@dataclass
+class Place:
+    """Where a run stands: what a checkpoint holds. cursor counts the problems taken so far."""
+
+    state: TrainState
+    step: int = 0
+    cursor: int = 0
+    gate: GateState = GateState()
+
+
+def loop(run: Run, at: Place) -> None:
+    c, policy, clock, gate = run.config, run.policy, run.clock, run.config.method.gate
+    temperature = c.sampling.temperature
+    student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
+    if at.step == 0 and c.eval.every:
+        finish_step(run, at, measure(run, at), 0)
+    for step in range(at.step + 1, c.steps + 1):
+        problems = run.order.take(at.cursor, c.problems)
+        at.step, at.cursor = step, at.cursor + c.problems
+        with clock.time("gen"):
+            rollouts = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
+        with clock.time("reward"):
+            said, grades, rewards = judge(policy, run.pool, problems, rollouts)
+        with clock.time("teacher"):
+            contexts, teacher, acts, old = [], None, rewards.reshape(-1) >= 0, None
+            if c.method.needs_teacher:
+                contexts = privileged(policy, problems, said, grades, c.seed, step)
+                teacher, acts = teacher_scores(policy, at.state.weights, problems, contexts, rollouts, temperature)
+            if student_first:
+                old = student_scores(policy, at.state.weights, problems, rollouts, temperature)
+        h = gates.statistic(gate.statistic, old, teacher, rollouts.lengths.reshape(-1), acts)
+        at.gate, g = gates.step(gate, at.gate, h)
+        lam = g * c.method.lam_max
+        with clock.time("update_actor"):
+            batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, old, c)
+            at.state, updates = learn(policy, at.state, batch, lam, c, step)
+        student = old or flat(updates[0].student, rewards.size)
+        values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
+        values |= gate_metrics(gate, at.gate, h, lam)
+        if c.eval.every and (step % c.eval.every == 0 or step == c.steps):
+            values |= measure(run, at)
+        run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
+        finish_step(run, at, values, int(rollouts.lengths.sum()))
+
+
+def measure(run: Run, at: Place) -> dict:
+    """Evaluation metrics of the weights as they stand."""
+    c = run.config
+    with run.clock.time("testing"):
+        key = named_key(c.seed, at.step, "evaluate")
+        return evaluate(run.policy, at.state.weights, run.held_out, c.eval, key, run.pool, c.problems * c.samples)
+
+
+def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
+    """Log, print one line, warn of what is new, and save when it is time."""
+    c = run.config
+    seconds, compiling = run.clock.lap()
+    if compiling:
+        say("compiled " + ", ".join(f"{name} {s:.1f} s" for name, s in compiling.items()))
+    run.log.metrics(at.step, values | speed(seconds, tokens))
+    say(progress(at.step, c.steps, run.log.history[-1], run.clock.left(at.step, c.steps)))
+    steps = [row for row in run.log.history if "actor/entropy" in row]
+    already = watch(steps[:-1], c.watchdog)
+    for mode, sentence in watch(steps, c.watchdog).items():
+        if mode not in already:
+            warn(f"step {at.step}: {sentence}")
+    if at.step and run.checkpoints.due(at.step, c.steps):
+        with run.clock.time("save_checkpoint"):
+            record = {"step": at.step, "cursor": at.cursor, "gate": asdict(at.gate), "config": configuration.digest(c)}
+            run.checkpoints.save(at.step, at.state, record)
+
+
+def train(config: Config) -> None:
+    """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend."""
+    folder = make_folder(config.output)
+    claim(folder, config)
+    policy, weights = build(config)
+    problems = read_problems(policy, config.data, "data")
+    held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
+    say(describe(config, policy, len(problems), len(held_out)))
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+    try:
+        at = resume(config, policy, weights, checkpoints)
+        del weights
+        if at.step >= config.steps and at.step:
+            say(f"{config.output} has already reached step {at.step}")
+            return
+        log = Log(folder, at.step if at.step else -1)
+        with Pool(config.reward) as pool:
+            loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
+        log.close()
+    finally:
+        checkpoints.close()
+    say(f"done: {folder}/metrics.jsonl, {folder}/checkpoints")
+
+
+def claim(folder: Path, config: Config) -> None:
+    """Take the folder for this configuration, or refuse it when it belongs to another."""
+    path = folder / "config.yaml"
+    if path.exists():
+        old = configuration.build(Config, configuration.read_yaml(path))
+        changed = configuration.differences(old, config)
+        if changed:
+            raise UserError(f"{folder} holds a run of another configuration: {'; '.join(changed)}. Choose another --output")
+    write_atomically(path, configuration.dump(config))
+
+
+def build(config: Config) -> tuple[Policy, object]:
+    """The policy and its weights, from the model folder. Raises UserError for what does not fit together."""
+    path = HERE / "model" if config.model.path == "tiny" else Path(config.model.path)
+    model = hf.load_config(path)
+    mesh = make_mesh(config.mesh)
+    ways = rows_per_step(mesh)
+    if config.problems % ways:
+        raise UserError(f"problems: {config.problems} does not divide over data × fsdp = {ways}")
+    policy = Policy(
+        model=model,
+        mesh=mesh,
+        prompts=Prompts(load_tokenizer(path), config.prompt),
+        stop=hf.stop_tokens(path),
+        prompt_budget=config.lengths.prompt,
+        context_budget=config.lengths.context,
+        responses=config.lengths.response,
+        micro_rows=config.optim.micro_rows,
+        dtype=config.model.dtype,
+    )
+    return policy, hf.load_weights(path, model, mesh)
+
+
+def read_problems(policy: Policy, data: DataConfig, key: str) -> list[Problem]:
+    """The file's problems with their prompts; those beyond the prompt budget are counted, said and left out."""
+    everything = load(data, key)
+    kept, longest = prompted(policy, everything)
+    if longest:
+        warn(
+            f"{key}.path: {len(everything) - len(kept)} of {len(everything)} problems skipped, their prompts are longer than"
+            f" lengths.prompt = {policy.prompt_budget} tokens (longest {longest})"
+        )
+    if not kept:
+        raise UserError(f"{key}.path: no prompt fits lengths.prompt = {policy.prompt_budget} tokens (longest {longest})")
+    return kept
+
+
+def resume(config: Config, policy: Policy, weights, checkpoints: Checkpoints) -> Place:
+    """Where the folder's last checkpoint stands, or the beginning."""
+    step = checkpoints.latest()
+    if step is None:
+        return Place(start(weights, config.optim, policy.mesh))
+    state, record = checkpoints.restore(step, abstract_state(weights, config.optim, policy.mesh))
+    gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
+    say(f"resuming at step {record['step']}")
+    return Place(state, record["step"], record["cursor"], gate)

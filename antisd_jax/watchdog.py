@@ -1,0 +1,49 @@
+"""Known failure modes, seen in the metrics of a run and named with the number that gave them away. Pure."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """Levels at which a warning is given. window: steps over which a trend is judged."""
+
+    window: int = 10
+    capped: float = 0.5  # share of responses at the length cap
+    sibling: float = 0.25  # least share of contexts that show a verified solution
+    entropy_floor: float = 0.01  # nats, of the teacher at warm-up
+    entropy_fall: float = 0.3  # of the student's entropy, as a fraction of the run's first
+    entropy_rise: float = 1.3  # of the teacher's entropy, as a multiple of the run's first
+    probs_diff: float = 0.01  # mean difference of the sampled tokens' probabilities, sampler against trainer
+
+
+def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
+    """Failure mode → sentence, for the last of a run's training steps (one dict of metrics a step)."""
+    if not history:
+        return {}
+    now, first = history[-1], history[0]
+    then = history[-1 - w.window] if len(history) > w.window else None
+    capped, completed = now["response_length/clip_ratio"], now["critic/rewards/completed_mean"]
+    entropy, teacher = now["actor/entropy"], now.get("antisd/teacher_entropy")
+    out = {}
+    if capped > w.capped:
+        out["capped"] = f"{capped:.0%} of the responses run to the length cap"
+    if then and capped > then["response_length/clip_ratio"] + 0.1 and completed < then["critic/rewards/completed_mean"] - 0.05:
+        out["diverging"] = f"the length-cap share rose to {capped:.0%} while the reward of completed rollouts fell to {completed:.3f}"
+    if entropy < w.entropy_fall * first["actor/entropy"]:
+        out["collapse"] = f"entropy collapse: the student's fell from {first['actor/entropy']:.4f} to {entropy:.4f} nats"
+    if now["training/rollout_probs_diff_mean"] > w.probs_diff:
+        out["drift"] = f"sampler and trainer disagree by {now['training/rollout_probs_diff_mean']:.4f} in mean token probability"
+    if teacher is None:
+        return out
+    rising = then and now["response_length/mean"] > then["response_length/mean"]
+    if rising and teacher > w.entropy_rise * first["antisd/teacher_entropy"]:
+        out["over-ascent"] = (
+            f"over-ascent: teacher entropy rose from {first['antisd/teacher_entropy']:.3f} to {teacher:.3f} nats and responses"
+            " grow; the gate watches only its fall"
+        )
+    if first["antisd/teacher_entropy"] < w.entropy_floor:
+        out["flat"] = f"the teacher's entropy is {first['antisd/teacher_entropy']:.4f} nats from the start: a gate on it has little to steer by"
+    shown = now["antisd/context/sibling"] + now["antisd/context/solution"]
+    if shown < w.sibling:
+        out["blind"] = f"only {shown:.0%} of the contexts show a worked solution: elsewhere the term rests on the answer or the feedback alone"
+    return out

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# From a fresh clone to the tests. Options go to pytest: bash launch/test.sh -k gate
+# EXTRAS=test leaves torch out; the comparisons with it are then skipped, and say so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+${PYTHON:-python3} -m venv .venv
+.venv/bin/python -m pip install --quiet -r requirements.txt -e ".[${EXTRAS:-test,parity}]"
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,184 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from antisd_jax.config import Config, Method
+from antisd_jax.errors import UserError
+from antisd_jax.learner import OptimConfig, abstract_state, start, update
+from antisd_jax.model.decoder import declare
+from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings
+from antisd_jax.objective.advantage import Term
+from antisd_jax.objective.gate import Gate
+from antisd_jax.steps import Policy, flat, learn, make_batch, student_scores, teacher_scores
+from antisd_jax.text.data import Problem
+from antisd_jax.text.prompt import Context
+from antisd_jax.types import Rollouts
+
+P, G, R, S = 4, 4, 9, 6
+GRPO = Method("grpo", 0.0, gate=Gate("none"))
+
+
+def policy_on(model, mesh, micro_rows=16):
+    return Policy(model, mesh, None, (0,), S, 12, R, micro_rows, "float32")
+
+
+def material(seed=0):
+    rng = np.random.default_rng(seed)
+    problems = [Problem(i, "", "", None, "", "", tuple(rng.integers(1, 40, rng.integers(2, S + 1)).tolist())) for i in range(P)]
+    lengths = rng.integers(1, R + 1, (P, G))
+    tokens = rng.integers(0, 40, (P, G, R)) * (np.arange(R) < lengths[..., None])
+    rollouts = Rollouts(tokens.astype(np.int32), lengths, np.zeros((P, G, R), np.float32), lengths < R)
+    rewards = rng.integers(0, 2, (P, G)).astype(float)
+    rewards[0] = 1.0  # a group in which the group advantage is silent
+    contexts = [Context([1 + i % 39, 2, *p.prompt_ids], "sibling") for i, p in enumerate(p for p in problems for _ in range(G))]
+    return problems, rollouts, rewards, contexts
+
+
+def one_update(model, weights, *, method=Method(), lam=0.5, mesh=None, micro_rows=16, optim=OptimConfig(lr=1e-2), contexts=None):
+    mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
+    policy = policy_on(model, mesh, micro_rows)
+    config = replace(Config(), method=method, optim=optim)
+    problems, rollouts, rewards, default = material()
+    placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
+    teacher, acts = None, np.ones(P * G, bool)
+    if method.needs_teacher:
+        teacher, acts = teacher_scores(policy, placed, problems, contexts or default, rollouts, 1.0)
+    batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, None, config)
+    copy = jax.tree.map(lambda x: x.copy(), placed)
+    state, told = learn(policy, start(copy, optim, mesh), batch, lam, config, 1)
+    return state, told
+
+
+def bits(state):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+def differs(a, b):
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_the_term_moves_the_weights(model, weights):
+    assert bits(one_update(model, weights)[0].weights) != bits(one_update(model, weights, method=GRPO, lam=0.0)[0].weights)
+
+
+@pytest.mark.parametrize("term", [Term(), Term(1, "linear"), Term(-1, "linear"), Term(-1, "jsd", "student"), Term(-1, "jsd", "teacher", "multiplicative")])
+def test_lambda_zero_is_grpo_bit_for_bit(model, weights, term):
+    """Teacher scored and at hand, λ = 0 as in warm-up or behind a closed gate, against GRPO that never met a teacher."""
+    closed, _ = one_update(model, weights, method=Method(term=term), lam=0.0)
+    grpo, _ = one_update(model, weights, method=GRPO, lam=0.0)
+    assert bits(closed) == bits(grpo)
+
+
+def test_equal_prompts_are_grpo_bit_for_bit(model, weights):
+    problems = material()[0]
+    same = [Context(list(p.prompt_ids), "feedback") for p in problems for _ in range(G)]
+    assert bits(one_update(model, weights, contexts=same)[0]) == bits(one_update(model, weights, method=GRPO, lam=0.0)[0])
+
+
+def test_a_context_that_did_not_fit_gives_no_term(model, weights):
+    empty = [Context([], "sibling") for _ in range(P * G)]
+    assert bits(one_update(model, weights, contexts=empty)[0]) == bits(one_update(model, weights, method=GRPO, lam=0.0)[0])
+
+
+def test_equal_prompts_have_u_exactly_zero(model, weights, mesh1):
+    policy, (problems, rollouts, _, _) = replace(policy_on(model, mesh1), context_budget=S), material()
+    same = [Context(list(p.prompt_ids), "feedback") for p in problems for _ in range(G)]
+    teacher, acts = teacher_scores(policy, weights, problems, same, rollouts, 1.0)
+    assert not acts.any()
+    assert (teacher.logprobs == student_scores(policy, weights, problems, rollouts, 1.0).logprobs).all()
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
+    optim = OptimConfig(lr=1e-2, aggregation=aggregation, max_grad_norm=1e9)
+    whole, told = one_update(model, weights, optim=optim, micro_rows=16)
+    for rows in (1, 4, 5, 16, 64):
+        other, also = one_update(model, weights, optim=optim, micro_rows=rows)
+        assert differs(whole.optimizer, other.optimizer) < 1e-6, rows
+        assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(2, 2, 2), MeshConfig(1, 8), MeshConfig(4, 1, 2)])
+def test_the_same_gradient_on_eight_devices(model, weights, mesh):
+    optim = OptimConfig(lr=1e-2, max_grad_norm=1e9)
+    one, told = one_update(model, weights, optim=optim)
+    eight, also = one_update(model, weights, optim=optim, mesh=make_mesh(mesh), micro_rows=8)
+    assert differs(one.optimizer, eight.optimizer) < 1e-6
+    assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
+
+
+def test_the_optimizer_state_is_sharded_as_the_weights_and_stays_so(model, weights):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    state, _ = one_update(model, weights, mesh=mesh, micro_rows=8)
+    wanted = abstract_state(state.weights, OptimConfig(), mesh)
+    for got, planned in zip(jax.tree.leaves(state), jax.tree.leaves(wanted)):
+        assert got.sharding.is_equivalent_to(planned.sharding, got.ndim)
+    moment = next(x for x in jax.tree.leaves(state.optimizer) if x.shape == (model.vocab, model.width))
+    assert moment.addressable_shards[0].data.size == moment.size // 4
+
+
+def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mesh1):
+    """The update's gradient against the advantage-weighted log-likelihood written out in one line."""
+    from antisd_jax.arrays import response_mask
+    from antisd_jax.objective.advantage import group_advantage, token_advantage
+    from antisd_jax.score import score_rows
+
+    optim = OptimConfig(lr=1.0, beta1=0.0, weight_decay=0.0, max_grad_norm=1e9)
+    policy, (problems, rollouts, rewards, contexts) = policy_on(model, mesh1), material()
+    teacher, acts = teacher_scores(policy, weights, problems, contexts, rollouts, 1.0)
+    student = student_scores(policy, weights, problems, rollouts, 1.0)
+    batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, None, replace(Config(), optim=optim))
+    sequence = group_advantage(rewards).reshape(-1)
+    advantage = token_advantage(sequence, student.logprobs, teacher.logprobs, acts, 0.5, Term())
+    rows = jax.tree.map(lambda x: x[0], batch.rows)
+    mask = response_mask(rows.response_lengths, R)
+
+    def plain(w):
+        return -(score_rows(model, w, rows, R, 1.0).logprobs * advantage * mask).sum() / rollouts.lengths.sum()
+
+    expected = jax.grad(plain)(weights)
+    state, _ = update(start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, np.float32(0.5), 1.0, c=model, o=optim, term=Term())
+    first_moment = state.optimizer[1][0].mu  # with beta1 = 0 it is the gradient
+    assert differs(first_moment, expected) < 1e-6
+
+
+def test_minibatches_take_several_steps_against_old_log_probs(model, weights, mesh1):
+    optim = OptimConfig(lr=1e-2, minibatches=2, micro_rows=8)
+    config = replace(Config(), optim=optim, method=GRPO)
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1, 8), material()
+    old = student_scores(policy, weights, problems, rollouts, 1.0)
+    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), old, config)
+    state, told = learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, 0.0, config, 1)
+    assert int(state.optimizer[1][0].count) == 2
+    second = flat(told[1].student, 8).logprobs
+    mask = np.arange(R) < rollouts.lengths.reshape(-1)[8:, None]
+    assert np.abs(second - old.logprobs[8:])[mask].max() > 1e-3, "the second half meets moved weights"
+
+
+def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
+    rewards[1] = [np.inf, 0, 0, 0]
+    config = replace(Config(), method=GRPO)
+    with np.errstate(invalid="ignore"):
+        batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    with pytest.raises(UserError, match="step 7: gradient of model.embed_tokens.weight is not finite"):
+        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), OptimConfig(), mesh1), batch, 0.0, config, 7)
+
+
+def test_a_nan_weight_is_named_with_its_step(model, weights, mesh1):
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
+    config = replace(Config(), method=GRPO)
+    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    broken = jax.tree.map(lambda x: x.copy(), weights)
+    broken = broken.replace(norm=broken.norm.at[3].set(np.nan))
+    with pytest.raises(UserError, match="step 7: weight model.norm.weight holds NaN"):
+        learn(policy, start(broken, OptimConfig(), mesh1), batch, 0.0, config, 7)
+
+
+def test_masked_truncated_rollouts_leave_the_gradient(model, weights, mesh1):
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
+    config = replace(Config(), method=GRPO, optim=OptimConfig(mask_truncated=True))
+    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    assert ((np.asarray(batch.loss_weights).reshape(-1)[: P * G] > 0) == rollouts.stopped.reshape(-1)).all()
