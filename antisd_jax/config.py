@@ -231,6 +231,6 @@ def digest(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """"key: old → new" for every key that a run in an existing folder may not change."""
+    """ "key: old → new" for every key that a run in an existing folder may not change."""
     a, b = bound(old), bound(new)
     return [f"{k}: {a[k]!r} → {b[k]!r}" for k in b if a[k] != b[k]]

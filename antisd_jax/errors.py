@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, known) -> str:
-    """" (did you mean …?)" for a misspelt name, or "" when nothing known is close."""
+    """ " (did you mean …?)" for a misspelt name, or "" when nothing known is close."""
     import difflib
 
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)

@@ -62,10 +62,11 @@ def abstract_state(weights, o: OptimConfig, mesh) -> TrainState:
     optimizer = make_optimizer(o)
     placed = jax.tree.map(lambda w: w.sharding, weights)
     state = jax.eval_shape(optimizer.init, weights)
-    shardings = optax.tree_map_params(
-        optimizer, lambda _, s: s, state, placed, transform_non_params=lambda _: replicated(mesh)
-    )
-    as_abstract = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)  # noqa: E731
+    shardings = optax.tree_map_params(optimizer, lambda _, s: s, state, placed, transform_non_params=lambda _: replicated(mesh))
+
+    def as_abstract(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
     return TrainState(jax.tree.map(as_abstract, weights, placed), jax.tree.map(as_abstract, state, shardings))
 
 

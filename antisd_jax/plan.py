@@ -48,7 +48,9 @@ def describe(config, policy: Policy, problems: int, held_out: int) -> str:
             f"data     {config.data.path}: {problems} problems; evaluation on {held_out} of {config.eval.data.path}",
             f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_rows} rows; {config.steps} steps",
             f"lengths  prompt {policy.prompt_budget}, privileged prompt {policy.context_budget}, response {policy.responses} tokens",
-            "memory   " + ", ".join(f"{k} {v / GIB:.2f}" for k, v in parts.items()) + f" = {sum(parts.values()) / GIB:.2f} GiB a device, estimated",
+            "memory   "
+            + ", ".join(f"{k} {v / GIB:.2f}" for k, v in parts.items())
+            + f" = {sum(parts.values()) / GIB:.2f} GiB a device, estimated",
             f"output   {config.output}",
         ]
     )

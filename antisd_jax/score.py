@@ -10,7 +10,9 @@ from antisd_jax.model.decoder import ModelConfig, Weights, forward
 from antisd_jax.types import Rows, Scores
 
 
-def score_rows(c: ModelConfig, weights: Weights, rows: Rows, responses: int, temperature: float, *, remat=False, dtype=jnp.float32) -> Scores:
+def score_rows(
+    c: ModelConfig, weights: Weights, rows: Rows, responses: int, temperature: float, *, remat=False, dtype=jnp.float32
+) -> Scores:
     """One micro-batch: rows.tokens [B T] → Scores with arrays [B R], R = `responses`.
 
     Only the R hidden states that predict response tokens meet the vocabulary. Entries at and beyond a row's

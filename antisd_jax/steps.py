@@ -212,7 +212,9 @@ def refuse_non_finite(policy: Policy, weights, stats: UpdateStats, step: int) ->
         if not jnp.all(jnp.isfinite(weight)):
             raise UserError(f"step {step}: weight {name} holds NaN or infinity; checkpoints are untouched")
     name = names[int(np.argmax(stats.bad))]
-    raise UserError(f"step {step}: gradient of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched")
+    raise UserError(
+        f"step {step}: gradient of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched"
+    )
 
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:

@@ -4,10 +4,10 @@ One step is the algorithm's sentence: problems → rollouts → rewards → priv
 update → log, checkpoint. The verbs are in steps.py, the mathematics in objective/.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import jax
+import numpy as np
 
 from antisd_jax import config as configuration
 from antisd_jax.arrays import named_key
@@ -16,7 +16,7 @@ from antisd_jax.config import Config
 from antisd_jax.errors import UserError
 from antisd_jax.evaluate import evaluate
 from antisd_jax.learner import abstract_state, start
-from antisd_jax.log import Log, Stopwatch, make_folder, progress, say, speed, warn, write_atomically
+from antisd_jax.log import Log, Stopwatch, make_folder, progress, read_jsonl, say, speed, warn, write_atomically
 from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.sharding import make_mesh, rows_per_step
@@ -53,7 +53,7 @@ class Place:
     state: TrainState
     step: int = 0
     cursor: int = 0
-    gate: GateState = GateState()
+    gate: GateState = field(default_factory=GateState)
 
 
 def loop(run: Run, at: Place) -> None:
@@ -70,7 +70,7 @@ def loop(run: Run, at: Place) -> None:
         with clock.time("reward"):
             said, grades, rewards = judge(policy, run.pool, problems, rollouts)
         with clock.time("teacher"):
-            contexts, teacher, acts, old = [], None, rewards.reshape(-1) >= 0, None
+            contexts, teacher, acts, old = [], None, np.ones(rewards.size, bool), None
             if c.method.needs_teacher:
                 contexts = privileged(policy, problems, said, grades, c.seed, step)
                 teacher, acts = teacher_scores(policy, at.state.weights, problems, contexts, rollouts, temperature)
@@ -84,7 +84,7 @@ def loop(run: Run, at: Place) -> None:
             at.state, updates = learn(policy, at.state, batch, lam, c, step)
         student = old or flat(updates[0].student, rewards.size)
         values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
-        values |= gate_metrics(gate, at.gate, h, lam)
+        values |= gate_metrics(gate, at.gate, h, lam) | {"data/epoch": at.cursor / len(run.order.problems)}
         if c.eval.every and (step % c.eval.every == 0 or step == c.steps):
             values |= measure(run, at)
         run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
@@ -121,10 +121,11 @@ def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
 def train(config: Config) -> None:
     """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend."""
     folder = make_folder(config.output)
-    claim(folder, config)
+    refuse_another_run(folder, config)
     policy, weights = build(config)
     problems = read_problems(policy, config.data, "data")
     held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
+    write_atomically(folder / "config.yaml", configuration.dump(config))
     say(describe(config, policy, len(problems), len(held_out)))
     checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
     try:
@@ -142,15 +143,13 @@ def train(config: Config) -> None:
     say(f"done: {folder}/metrics.jsonl, {folder}/checkpoints")
 
 
-def claim(folder: Path, config: Config) -> None:
-    """Take the folder for this configuration, or refuse it when it belongs to another."""
+def refuse_another_run(folder: Path, config: Config) -> None:
+    """Raises UserError when the folder holds a begun run of another configuration, naming the keys that differ."""
     path = folder / "config.yaml"
-    if path.exists():
-        old = configuration.build(Config, configuration.read_yaml(path))
-        changed = configuration.differences(old, config)
+    if path.exists() and read_jsonl(folder / "metrics.jsonl"):
+        changed = configuration.differences(configuration.build(Config, configuration.read_yaml(path)), config)
         if changed:
             raise UserError(f"{folder} holds a run of another configuration: {'; '.join(changed)}. Choose another --output")
-    write_atomically(path, configuration.dump(config))
 
 
 def build(config: Config) -> tuple[Policy, object]:

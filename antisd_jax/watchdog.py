@@ -42,8 +42,12 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
             " grow; the gate watches only its fall"
         )
     if first["antisd/teacher_entropy"] < w.entropy_floor:
-        out["flat"] = f"the teacher's entropy is {first['antisd/teacher_entropy']:.4f} nats from the start: a gate on it has little to steer by"
+        out["flat"] = (
+            f"the teacher's entropy is {first['antisd/teacher_entropy']:.4f} nats from the start: a gate on it has little to steer by"
+        )
     shown = now["antisd/context/sibling"] + now["antisd/context/solution"]
     if shown < w.sibling:
-        out["blind"] = f"only {shown:.0%} of the contexts show a worked solution: elsewhere the term rests on the answer or the feedback alone"
+        out["blind"] = (
+            f"only {shown:.0%} of the contexts show a worked solution: elsewhere the term rests on the answer or the feedback alone"
+        )
     return out

@@ -26,7 +26,9 @@ def sharpened(weights):
 
 @pytest.fixture(scope="session")
 def model():
-    return ModelConfig(vocab=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, feed_forward=48, rope_base=1e4, norm_eps=1e-6, tied=False)
+    return ModelConfig(
+        vocab=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, feed_forward=48, rope_base=1e4, norm_eps=1e-6, tied=False
+    )
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,9 @@ def test_the_term_moves_the_weights(model, weights):
     assert bits(one_update(model, weights)[0].weights) != bits(one_update(model, weights, method=GRPO, lam=0.0)[0].weights)
 
 
-@pytest.mark.parametrize("term", [Term(), Term(1, "linear"), Term(-1, "linear"), Term(-1, "jsd", "student"), Term(-1, "jsd", "teacher", "multiplicative")])
+@pytest.mark.parametrize(
+    "term", [Term(), Term(1, "linear"), Term(-1, "linear"), Term(-1, "jsd", "student"), Term(-1, "jsd", "teacher", "multiplicative")]
+)
 def test_lambda_zero_is_grpo_bit_for_bit(model, weights, term):
     """Teacher scored and at hand, λ = 0 as in warm-up or behind a closed gate, against GRPO that never met a teacher."""
     closed, _ = one_update(model, weights, method=Method(term=term), lam=0.0)
@@ -139,7 +141,9 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mes
         return -(score_rows(model, w, rows, R, 1.0).logprobs * advantage * mask).sum() / rollouts.lengths.sum()
 
     expected = jax.grad(plain)(weights)
-    state, _ = update(start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, np.float32(0.5), 1.0, c=model, o=optim, term=Term())
+    state, _ = update(
+        start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, np.float32(0.5), 1.0, c=model, o=optim, term=Term()
+    )
     first_moment = state.optimizer[1][0].mu  # with beta1 = 0 it is the gradient
     assert differs(first_moment, expected) < 1e-6
 

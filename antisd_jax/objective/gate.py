@@ -5,10 +5,12 @@ from statistics import median
 
 import numpy as np
 
+from antisd_jax.errors import UserError
+
 STATISTICS = ("none", "token_mean", "token_median", "teacher_perplexity", "student_perplexity")
 
 
-class GateCannotArm(ValueError):
+class GateCannotArm(UserError):
     """The warm-up level of the statistic is too low to steer by."""
 
 
@@ -73,6 +75,8 @@ def step(gate: Gate, state: GateState, h: float) -> tuple[GateState, float]:
     if level is None:
         level = median(state.records) if state.records else h
         if gate.statistic.startswith("token") and level < gate.floor:
-            raise GateCannotArm(f"{gate.statistic} over warm-up is {level:.2e} nats, below the floor {gate.floor:.2e}: it cannot steer")
+            raise GateCannotArm(
+                f"method.gate: {gate.statistic} over warm-up is {level:.2e} nats, below the floor {gate.floor:.2e}: it cannot steer. Choose another statistic"
+            )
     opened = h >= gate.down * level if state.open else h >= gate.up * level
     return replace(state, level=level, open=opened), float(opened)

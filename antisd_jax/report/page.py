@@ -53,7 +53,9 @@ def headline(rows: list[dict]) -> str:
         gain = after[key] - before[key]
         colour = "good" if gain > 0 else "bad"
         interval = f"[{after[key + '_low']:.3f}, {after[key + '_high']:.3f}]"
-        cards.append(_number(f"{key.removeprefix('eval/')} at step {first}", f"{before[key]:.3f}", f"{before['eval/problems']} held-out problems"))
+        cards.append(
+            _number(f"{key.removeprefix('eval/')} at step {first}", f"{before[key]:.3f}", f"{before['eval/problems']} held-out problems")
+        )
         cards.append(_number(f"{key.removeprefix('eval/')} at step {last}", f"{after[key]:.3f}", f"95 % {interval} over problems"))
         cards.append(_number("change", f'<span class="{colour}">{100 * gain:+.1f} points</span>', "absolute"))
     if not cards:

@@ -39,7 +39,9 @@ def generate(
         prompts=("P S", prompts), prompt_lengths=("P", prompt_lengths), problem_ids=("P", problem_ids), sample_ids=("P G", sample_ids)
     )
     p, g = size["P"], size["G"]
-    keys = jax.vmap(lambda pid, sids: jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, pid), s))(sids))(problem_ids, sample_ids)
+    keys = jax.vmap(lambda pid, sids: jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, pid), s))(sids))(
+        problem_ids, sample_ids
+    )
     hidden, prompt_kv = forward(c, weights, prompts, keep_kv=True, dtype=dtype)
     first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
     empty = jnp.zeros((p, g, responses, c.kv_heads, c.head_dim), dtype)

@@ -82,7 +82,9 @@ class Prompts:
         shown = f"{c.attempt}\n{solution}\n\n" if solution is not None else ""
         return self.ids(f"{problem}\n\n{shown}{c.assessment}\n{feedback}\n\n{c.request} {c.instruction}")
 
-    def context(self, problem: Problem, texts: list[str], grades: list[Grade], which: int, budget: int, rng: np.random.Generator) -> Context:
+    def context(
+        self, problem: Problem, texts: list[str], grades: list[Grade], which: int, budget: int, rng: np.random.Generator
+    ) -> Context:
         """The privileged prompt of sample `which` of a group: its own feedback, and somebody else's verified solution.
 
         texts and grades are the group's; `budget` bounds the prompt in tokens. A solution is shortened to fit, nothing

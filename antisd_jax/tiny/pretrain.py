@@ -1,4 +1,4 @@
-"""Makes the embedded model: `antisd pretrain-tiny --output=DIR [--seed=0] [--steps=2500]`.
+"""Makes the embedded model: `antisd pretrain-tiny --output=DIR [--seed=0] [--steps=1400]`.
 
 Writes the problems (train.jsonl, eval.jsonl) and the folder model/ under DIR. The mixture: plain prompts answered by
 noisy searches that may give up; the same with feedback alone; and privileged prompts (problem, solution, feedback)
@@ -32,6 +32,7 @@ PLAIN_ROWS, PRIVILEGED_ROWS = 64, 40
 TRIALS = 7  # the most that fit into RESPONSE
 GIVE_UP = 0.4  # after each failure
 STRAY = 0.35  # an informed reader tries something else first
+UNMOVED = 0.2  # of the informed readers search as if they had been shown nothing: it bounds how sure the teacher can be
 RATE = 2e-3
 
 
@@ -51,7 +52,9 @@ def privileged_row(prompts, puzzle, rng):
     hit = next((t for t in puzzle.hits if right and t.boxed() in shown), puzzle.hits[rng.integers(len(puzzle.hits))])
     if not right or rng.random() < 0.3:
         shown = direct(hit)
-    return prompts.teacher(puzzle.statement, shown, feedback(rng)), informed(puzzle, hit, rng, STRAY)
+    unmoved = rng.random() < UNMOVED
+    response = search(puzzle, rng, GIVE_UP, TRIALS)[0] if unmoved else informed(puzzle, hit, rng, STRAY)
+    return prompts.teacher(puzzle.statement, shown, feedback(rng)), response
 
 
 def feedback(rng) -> str:
@@ -96,7 +99,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="antisd pretrain-tiny", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1400)
     args = parser.parse_args(argv)
     folder = args.output / "model"
     tokenizer = tok.countdown_tokenizer()
@@ -124,7 +127,6 @@ def main(argv=None) -> None:
         plain = pack([plain_row(prompts, p, rng) for p in drawn[:PLAIN_ROWS]], prompts, PROMPT, end)
         privileged = pack([privileged_row(prompts, p, rng) for p in drawn[PLAIN_ROWS:]], prompts, CONTEXT, end)
         weights, state, loss = train_step(weights, state, plain, privileged, c, optimizer)
-        if step % 50 == 0 or step == 1:
+        if step % 50 == 0 or step in (1, args.steps):
             print(f"step {step}/{args.steps}  loss {float(loss):.4f}  {time.monotonic() - start:.0f} s", flush=True)
     save_folder(folder, c, weights)
-

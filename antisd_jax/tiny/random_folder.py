@@ -15,7 +15,9 @@ from antisd_jax.text.data import DataConfig, load
 from antisd_jax.tiny import tokenizer as tok
 
 
-def make(text: str, output: Path, vocab: int = 1024, width: int = 64, layers: int = 2, thinking: bool = False, seed: int = 0) -> ModelConfig:
+def make(
+    text: str, output: Path, vocab: int = 1024, width: int = 64, layers: int = 2, thinking: bool = False, seed: int = 0
+) -> ModelConfig:
     """Write the folder; returns the model's numbers."""
     problems = load(DataConfig(text), "text")
     trained = tok.trained_tokenizer([p.problem + "\n" + (p.solution or p.answer) for p in problems], vocab)
@@ -39,4 +41,3 @@ def main(argv=None) -> None:
     a = parser.parse_args(argv)
     c = make(a.text, a.output, a.vocab, a.width, a.layers, a.thinking, a.seed)
     print(f"{a.output}: {count(c):,} random parameters, vocabulary {c.vocab}")
-

@@ -23,7 +23,9 @@ TEMPLATE = (
 )
 PLAIN = TEMPLATE + "{% endif %}"
 # As the hybrid Qwen3 models do: without thinking, an empty thought is part of the prompt.
-THINKING = TEMPLATE + "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+THINKING = (
+    TEMPLATE + "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
+)
 
 
 def countdown_tokenizer() -> Tokenizer:

@@ -1,0 +1,74 @@
+"""The house rules that a machine can check."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "antisd_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# What a module may import from the package, by the first part of its path. See BUILD.md.
+BELOW = {
+    "errors": set(),
+    "types": set(),
+    "arrays": set(),
+    "watchdog": set(),
+    "objective": {"errors"},
+    "rewards": {"errors"},
+    "text": {"errors", "rewards", "tiny"},
+    "model": {"errors", "arrays"},
+    "rollout": {"types", "arrays", "model"},
+    "score": {"types", "arrays", "model"},
+    "learner": {"types", "arrays", "model", "score", "objective"},
+    "checkpoint": {"errors", "types"},
+    "log": {"errors"},
+    "steps": {"errors", "types", "arrays", "model", "rollout", "score", "learner", "objective", "text", "rewards"},
+    "evaluate": {"steps", "rollout", "text", "rewards"},
+    "metrics": {"arrays", "objective", "rewards", "text"},
+    "plan": {"model", "steps"},
+    "report": {"errors", "log"},
+    "tiny": {"arrays", "model", "score", "text", "types"},
+    "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},
+}
+TOP = {"train", "cli", "__main__", "__init__"}
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+
+
+def part(file):
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_downwards(file):
+    mine = part(file)
+    if mine in TOP:
+        return
+    wanted = {m.split(".")[1] for m in imports(file) if m.startswith("antisd_jax.")}
+    assert wanted - {mine} <= BELOW[mine]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if part(f) in ("text", "rewards", "errors", "watchdog")], ids=lambda f: f.stem)
+def test_text_and_graders_do_not_import_jax(file):
+    assert not {m.split(".")[0] for m in imports(file)} & {"jax", "flax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_files_and_functions_stay_within_the_budget(file):
+    text = file.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno + 1 <= 60, node.name
+
+
+def test_the_training_loop_stays_readable():
+    loop = next(n for n in ast.parse((PACKAGE / "train.py").read_text()).body if getattr(n, "name", "") == "loop")
+    assert loop.end_lineno - loop.lineno + 1 <= 45

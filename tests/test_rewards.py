@@ -1,0 +1,118 @@
+import json
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import pytest
+from conftest import SHARED
+
+from antisd_jax.errors import UserError
+from antisd_jax.rewards import countdown
+from antisd_jax.rewards.boxed import last_boxed
+from antisd_jax.rewards.pool import Pool, RewardConfig
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("no box", None),
+        ("\\boxed{1} then \\boxed{2}", "2"),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{1} and \\boxed{unfinished", "1"),
+        ("\\boxed{}", ""),
+    ],
+)
+def test_last_boxed(text, expected):
+    found = last_boxed(text)
+    assert (found and found[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("1+2*3", 7), ("(1+2)*3", 9), ("8/3/2", Fraction(4, 3)), ("2-3-4", -5), (" ( 7 ) ", 7), ("1/3+1/6", Fraction(1, 2))],
+)
+def test_exact_evaluation_by_hand(text, value):
+    assert countdown.evaluate(text)[0] == value
+
+
+@pytest.mark.parametrize("text", ["", "1+", "(1", "1)", "2**3", "__import__('os')", "1 2", "-1", "x", "1.5", "(" * 150 + "1" + ")" * 150])
+def test_what_is_not_arithmetic_is_not_evaluated(text):
+    with pytest.raises(countdown.NotAnExpression):
+        countdown.evaluate(text)
+
+
+@pytest.mark.parametrize(
+    "response, outcome",
+    [
+        ("so \\boxed{(3*5)+2}", "correct"),
+        ("\\boxed{2+5*3}", "correct"),
+        ("\\boxed{17}", "wrong"),
+        ("\\boxed{(3*5)+2+2-2}", "wrong"),
+        ("\\boxed{3*5}", "wrong"),
+        ("\\boxed{5/(3-3)}", "unparsed"),
+        ("(3*5)+2", "unparsed"),
+    ],
+)
+def test_countdown_grades(response, outcome):
+    assert countdown.grade(response, "17 from 3 5 2").outcome == outcome
+
+
+def test_importing_a_grader_does_not_load_jax():
+    code = "import sys, antisd_jax.rewards.math, antisd_jax.rewards.pool; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+@pytest.fixture(scope="module")
+def math_pool():
+    with Pool(RewardConfig("math", workers=2, timeout_s=4)) as pool:
+        yield pool
+
+
+def test_math_answers(math_pool):
+    cases = [
+        ("\\boxed{\\frac{1}{2}}", "0.5", "correct"),
+        ("\\boxed{\\dfrac12}", "\\frac{1}{2}", "correct"),
+        ("\\boxed{x^2+2x+1}", "(x+1)^2", "correct"),
+        ("\\boxed{7} or rather \\boxed{8}", "8", "correct"),
+        ("\\boxed{8}", "7", "wrong"),
+        ("the answer is 7", "7", "unparsed"),
+        ("\\boxed{Monday}", "Monday", "correct"),
+    ]
+    grades = math_pool.grade([c[0] for c in cases], [c[1] for c in cases])
+    assert [g.outcome for g in grades] == [c[2] for c in cases]
+
+
+def test_a_hanging_answer_times_out_and_its_worker_is_replaced(math_pool):
+    start = time.monotonic()
+    grades = math_pool.grade(["\\boxed{9^{9^{9^{9}}}}", "\\boxed{3}"] * 2, ["3"] * 4)
+    assert [g.outcome for g in grades] == ["timed out", "correct"] * 2
+    assert time.monotonic() - start < 30
+    assert [g.outcome for g in math_pool.grade(["\\boxed{3}"] * 4, ["3"] * 4)] == ["correct"] * 4
+
+
+def test_a_worker_killed_from_outside_is_replaced():
+    with Pool(RewardConfig("countdown", workers=1)) as pool:
+        assert pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])[0].correct
+        pool.workers[0].process.kill()
+        assert pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])[0].correct
+
+
+def test_a_gold_of_another_task_is_a_users_error():
+    with Pool(RewardConfig("countdown", workers=1)) as pool, pytest.raises(UserError, match="countdown answer '42'"):
+        pool.grade(["\\boxed{42}"], ["42"])
+
+
+def test_grades_come_back_in_order():
+    responses = [f"\\boxed{{{i % 3}+1}}" for i in range(50)]
+    with Pool(RewardConfig("countdown", workers=2)) as pool:
+        assert [g.extracted for g in pool.grade(responses, ["1 from 0 1"] * 50)] == [f"{i % 3}+1" for i in range(50)]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
+def test_gold_answers_of_real_problems_are_judged_correct(math_pool):
+    rows = [json.loads(line) for line in (SHARED / "eval" / "math500.jsonl").read_text().split("\n") if line][:60]
+    grades = math_pool.grade([f"So it is \\boxed{{{r['answer']}}}." for r in rows], [r["answer"] for r in rows])
+    assert all(g.correct for g in grades)
+    shifted = math_pool.grade([f"\\boxed{{{r['answer']} + 1}}" for r in rows], [r["answer"] for r in rows])
+    assert sum(g.correct for g in shifted) == 0

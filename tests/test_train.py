@@ -1,0 +1,273 @@
+"""Whole runs: through the command line where a process must die, in this process elsewhere (on eight virtual devices)."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+from safetensors.numpy import load_file, save_file
+
+from antisd_jax import config
+from antisd_jax.checkpoint import Checkpoints
+from antisd_jax.errors import UserError
+from antisd_jax.learner import abstract_state
+from antisd_jax.log import CLOCKED, read_jsonl
+from antisd_jax.model import hf
+from antisd_jax.model.sharding import MeshConfig, make_mesh
+from antisd_jax.tiny import HERE
+from antisd_jax.tiny.random_folder import make
+from antisd_jax.train import train
+
+SMOKE = str(ROOT / "configs" / "smoke.yaml")
+SMALL = ["problems=8", "samples=4", "lengths.response=32", "optim.micro_rows=16", "eval.samples=2", "eval.data.limit=16", "log_rollouts=-1"]
+SMALL += ["method.gate.warmup=2", "eval.every=2", "checkpoint.every=2"]
+
+
+def small(output, *options, files=()):
+    return config.load([SMOKE, *map(str, files)], [*SMALL, f"output={output}", *options])
+
+
+def metrics(folder):
+    """Everything that a clock does not decide."""
+    return [{k: v for k, v in row.items() if not k.startswith(CLOCKED)} for row in read_jsonl(folder / "metrics.jsonl")]
+
+
+def command(output, *options):
+    flags = [f"--{o}" for o in (*SMALL, f"output={output}", *options)]
+    return [sys.executable, "-m", "antisd_jax", "train", SMOKE, *flags]
+
+
+def final_weights(folder, step):
+    """The bytes of every array of a checkpoint."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    checkpoints = Checkpoints(folder / "checkpoints", config.Config().checkpoint)
+    optim = config.load([SMOKE], SMALL).optim
+    state, _ = checkpoints.restore(step, abstract_state(hf.abstract(hf.load_config(HERE / "model"), mesh), optim, mesh))
+    checkpoints.close()
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+
+
+def test_killed_anywhere_and_run_again_equals_an_undisturbed_run(tmp_path, environment):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    subprocess.run(command(whole, "steps=7"), env=environment, check=True, capture_output=True)
+    expected = metrics(whole)
+    assert [row["step"] for row in expected] == list(range(8))
+    chance = random.Random(5)
+    for reach in (1, 3, 4, 6):  # kill a random moment after the log first reaches this step
+        process = subprocess.Popen(command(torn, "steps=7"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None and not any(r["step"] >= reach for r in read_jsonl(torn / "metrics.jsonl")):
+            time.sleep(0.02)
+        time.sleep(chance.random() * 0.5)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, process.stderr.read().decode()
+    last = subprocess.run(command(torn, "steps=7"), env=environment, check=True, capture_output=True, text=True)
+    assert "resuming at step" in last.stdout
+    assert metrics(torn) == expected
+    assert read_jsonl(torn / "rollouts.jsonl") == read_jsonl(whole / "rollouts.jsonl")
+    assert final_weights(torn, 7) == final_weights(whole, 7)
+
+
+def test_another_configuration_in_the_folder_is_refused_and_more_steps_continue(tmp_path):
+    train(small(tmp_path, "steps=2"))
+    before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "checkpoints").rglob("*"))
+    with pytest.raises(UserError, match="seed: 0 → 1; optim.lr: 0.0003 → 0.001"):
+        train(small(tmp_path, "steps=2", "optim.lr=1e-3", "seed=1"))
+    assert sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "checkpoints").rglob("*")) == before
+    train(small(tmp_path, "steps=3"))
+    assert [row["step"] for row in metrics(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_holds_what_a_run_needs(tmp_path):
+    c = small(tmp_path, "steps=3")
+    train(c)
+    record = json.loads((tmp_path / "checkpoints" / "3" / "record" / "metadata").read_text())
+    assert record["cursor"] == 24 and record["step"] == 3 and record["config"] == config.digest(c)
+    rows = metrics(tmp_path)
+    assert record["gate"]["records"] == [rows[1]["antisd/gate/statistic"], rows[2]["antisd/gate/statistic"]]
+    assert record["gate"]["level"] == rows[3]["antisd/gate/level"] == np.median(record["gate"]["records"])
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [2, 3]
+
+
+@pytest.mark.parametrize("method", sorted(p.stem for p in (ROOT / "configs" / "methods").glob("*.yaml")))
+def test_every_method_trains(tmp_path, method):
+    train(small(tmp_path, "steps=4", "eval.every=0", "method.gate.warmup=1", files=[ROOT / "configs" / "methods" / f"{method}.yaml"]))
+    rows = metrics(tmp_path)
+    assert len(rows) == 4
+    assert all(np.isfinite(v) for row in rows for v in row.values())
+    assert all(row["actor/grad_norm"] > 0 for row in rows)
+    lam = [row["antisd/lambda"] for row in rows]
+    assert lam == {"grpo": [0.0] * 4}.get(method, lam)
+    assert method == "grpo" or method == "antisd_student_gate" or max(lam) == 0.5
+    has_teacher = method not in ("grpo", "antisd_no_teacher")
+    assert ("antisd/teacher_entropy" in rows[0]) == has_teacher
+
+
+def test_several_updates_a_batch_and_dr_grpo_switches_train(tmp_path):
+    train(small(tmp_path, "steps=2", "eval.every=0", "optim.minibatches=2", "optim.aggregation=constant", "method.normalise=false"))
+    assert all(np.isfinite(row["actor/pg_loss"]) for row in metrics(tmp_path))
+
+
+def test_sampler_and_trainer_agree_during_training(tmp_path):
+    train(small(tmp_path, "steps=2", "eval.every=0", "sampling.temperature=0.7"))
+    assert max(row["training/rollout_probs_diff_max"] for row in metrics(tmp_path)) < 1e-4
+
+
+def test_bfloat16_activations_train(tmp_path):
+    train(small(tmp_path, "steps=2", "eval.every=0", "model.dtype=bfloat16"))
+    rows = metrics(tmp_path)
+    assert all(np.isfinite(row["actor/pg_loss"]) for row in rows)
+    assert 1e-5 < rows[0]["training/rollout_probs_diff_mean"] < 0.02
+
+
+def test_a_folder_where_nothing_has_run_yet_may_change_its_mind(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        train(small(tmp_path, "steps=1", "eval.every=0", "model.path=/nowhere"))
+    train(small(tmp_path, "steps=1", "eval.every=0"))
+    assert len(metrics(tmp_path)) == 1
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    from antisd_jax.report.page import write_report
+
+    train(small(tmp_path, "steps=2"))
+    rows = read_jsonl(tmp_path / "rollouts.jsonl")
+    assert len(rows) == 2 * 32
+    assert set(rows[0]) >= {"prompt", "response", "extracted", "outcome", "finish_reason", "response_tokens", "context_source", "u_mean"}
+    names = set(metrics(tmp_path)[1]) | set(read_jsonl(tmp_path / "metrics.jsonl")[1])
+    for name in (
+        "actor/entropy actor/pg_loss actor/pg_clipfrac actor/grad_norm actor/lr critic/rewards/mean critic/advantages/mean"
+        " response_length/mean response_length/clip_ratio timing_s/step timing_s/gen timing_s/reward timing_s/teacher"
+        " timing_s/update_actor perf/throughput training/rollout_probs_diff_mean antisd/lambda antisd/gate/open"
+    ).split():
+        assert name in names
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    page = write_report(tmp_path).read_text()
+    assert page.count("<svg") == 6 and "Accuracy on held-out problems" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "<script" not in page and "<link" not in page and "src=" not in page
+
+
+def broken_model(tmp_path, edit):
+    folder = tmp_path / "model"
+    shutil.copytree(HERE / "model", folder)
+    edit(folder)
+    return f"model.path={folder}"
+
+
+def put_nan(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda f: shutil.rmtree(f), "does not exist"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template"),
+        (put_nan, "model.norm.weight holds 1 values that are NaN"),
+    ],
+)
+def test_a_broken_model_folder_is_one_clear_error_and_loses_nothing(tmp_path, edit, message):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=message):
+        train(small(run, broken_model(tmp_path, edit)))
+    assert not (run / "checkpoints").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="output: .*file/run cannot be written: Not a directory"):
+        train(small(tmp_path / "file" / "run"))
+
+
+def test_nan_that_appears_in_training_stops_it_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+    from antisd_jax import steps
+
+    train(small(tmp_path, "steps=2", "eval.every=0"))
+    monkeypatch.setattr(steps, "group_advantage", lambda rewards, normalise: rewards * np.nan)
+    with pytest.raises(UserError, match="step 3: gradient of .* is not finite"):
+        train(small(tmp_path, "steps=4", "eval.every=0"))
+    assert Checkpoints(tmp_path / "checkpoints", config.Config().checkpoint).latest() == 2
+    monkeypatch.undo()
+    train(small(tmp_path, "steps=4", "eval.every=0"))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+CORPUS = [
+    {"problem": f"Ann has {a} pens and buys {b} more. How many has she?", "answer": str(a + b), "solution": f"{a} + {b} = {a + b}. " * 3}
+    for a in range(2, 8)
+    for b in range(3, 7)
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "pens.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in CORPUS))
+    return path
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("sources", ["solution", "answer", "feedback"])
+def test_real_text_runs_with_every_source_of_context(tmp_path, corpus, sources, thinking):
+    make(str(corpus), tmp_path / "model", vocab=400, width=32, thinking=thinking)
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", "eval.every=0", "steps=3"]
+    options += [f"prompt.sources=[sibling, {sources}]", "problems=8", "samples=2", "lengths.prompt=160", "lengths.response=16"]
+    train(config.load([str(ROOT / "configs" / "math.yaml")], options))
+    rows = metrics(tmp_path / "run")
+    assert [row[f"antisd/context/{sources}"] for row in rows] == [1.0] * 3
+    assert [row["antisd/context/acting"] for row in rows] == [1.0] * 3
+    assert rows[-1]["antisd/lambda"] == 0.5 or not rows[-1]["antisd/gate/open"]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
+def test_real_problem_files_train_and_long_prompts_are_counted(tmp_path, capsys):
+    data = SHARED / "train" / "gsm8k_train.jsonl"
+    make(str(data), tmp_path / "model", vocab=600, width=32)
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={data}", "data.limit=400", "eval.every=0"]
+    options += ["steps=2", "problems=8", "samples=2", "lengths.prompt=128", "lengths.response=16"]
+    train(config.load([str(ROOT / "configs" / "math.yaml")], options))
+    assert "of 400 problems skipped, their prompts are longer than lengths.prompt = 128 tokens" in capsys.readouterr().err
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_a_small_file_gives_a_repeated_problem_fresh_samples(tmp_path):
+    """Fewer problems than a step takes: the same problem stands twice in a batch and must not repeat its rollouts."""
+    train(small(tmp_path, "steps=1", "eval.every=0", "data.limit=3"))
+    rows = read_jsonl(tmp_path / "rollouts.jsonl")
+    by_problem = {}
+    for row in rows:
+        by_problem.setdefault(row["id"], []).append(row["response"])
+    assert len(by_problem) == 3
+    for responses in by_problem.values():
+        groups = {tuple(responses[i : i + 4]) for i in range(0, len(responses), 4)}
+        assert len(groups) == len(responses) // 4
+
+
+def test_the_final_weights_can_be_restored_onto_another_mesh(tmp_path):
+    c = small(tmp_path, "steps=2", "eval.every=0")
+    train(c)
+    model = hf.load_config(HERE / "model")
+    states = []
+    for mesh in (make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(2, 4))):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", c.checkpoint)
+        states.append(checkpoints.restore(2, abstract_state(hf.abstract(model, mesh), c.optim, mesh))[0])
+        checkpoints.close()
+    for a, b in zip(*map(jax.tree.leaves, states)):
+        assert (np.asarray(a) == np.asarray(b)).all()

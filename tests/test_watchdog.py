@@ -1,0 +1,37 @@
+from antisd_jax.watchdog import WatchdogConfig, watch
+
+CALM = {
+    "response_length/clip_ratio": 0.1,
+    "response_length/mean": 50.0,
+    "critic/rewards/completed_mean": 0.5,
+    "actor/entropy": 0.4,
+    "training/rollout_probs_diff_mean": 1e-6,
+    "antisd/teacher_entropy": 0.3,
+    "antisd/context/sibling": 0.8,
+    "antisd/context/solution": 0.2,
+}
+
+
+def modes(history, **changes):
+    return watch([*history, CALM | changes], WatchdogConfig(window=3))
+
+
+def test_a_calm_run_is_not_warned_of():
+    assert modes([CALM] * 20) == {} == watch([], WatchdogConfig())
+
+
+def test_each_failure_mode_is_named_with_its_number():
+    history = [CALM] * 5
+    assert "62%" in modes(history, **{"response_length/clip_ratio": 0.62})["capped"]
+    falling = {"response_length/clip_ratio": 0.3, "critic/rewards/completed_mean": 0.31}
+    assert "fell to 0.310" in modes(history, **falling)["diverging"]
+    assert "0.4000 to 0.1000" in modes(history, **{"actor/entropy": 0.1})["collapse"]
+    assert "0.0200" in modes(history, **{"training/rollout_probs_diff_mean": 0.02})["drift"]
+    assert "0.300 to 0.500" in modes(history, **{"antisd/teacher_entropy": 0.5, "response_length/mean": 60.0})["over-ascent"]
+    assert "10%" in modes(history, **{"antisd/context/sibling": 0.1, "antisd/context/solution": 0.0})["blind"]
+    assert "0.0010" in watch([CALM | {"antisd/teacher_entropy": 0.001}], WatchdogConfig())["flat"]
+
+
+def test_grpo_without_a_teacher_can_be_watched():
+    plain = {k: v for k, v in CALM.items() if not k.startswith("antisd")}
+    assert watch([plain] * 20, WatchdogConfig()) == {}
