@@ -26,7 +26,7 @@ from antisd_jax.rewards.pool import RewardConfig
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.text.data import DataConfig
 from antisd_jax.text.prompt import PromptConfig
-from antisd_jax.watchdog import WatchdogConfig
+from antisd_jax.watchdog import MODES, WatchdogConfig
 
 # Keys that a run in an existing folder may change: where it is, how far it goes, and what it only reports.
 FREE = ("output", "steps", "log_rollouts", "watchdog.")
@@ -58,6 +58,11 @@ class Method:
     normalise: bool = True  # divide the group advantage by the group's deviation; False is Dr.GRPO's
     term: Term = field(default_factory=Term)
     gate: Gate = field(default_factory=Gate)
+
+    @property
+    def active_gate(self) -> Gate:
+        """The gate, or none where there is nothing to gate: λ_max = 0 is GRPO."""
+        return self.gate if self.lam_max > 0 else Gate("none")
 
     @property
     def needs_teacher(self) -> bool:
@@ -111,8 +116,8 @@ def load(files: list[str], overrides: list[str]) -> Config:
 def read_yaml(file: str | Path) -> dict:
     try:
         value = yaml.safe_load(Path(file).read_text())
-    except OSError as e:
-        raise UserError(f"config file {file} cannot be read: {e.strerror}") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"config file {file} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
     except yaml.YAMLError as e:
         raise UserError(f"config file {file} is not YAML: {' '.join(str(e).split())}") from None
     if value is None:
@@ -180,13 +185,21 @@ def _check(c: Config) -> None:
         need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
 
     flat = flatten(c)
-    for key in ("problems", "lengths.prompt", "lengths.context", "lengths.response", "optim.minibatches", "optim.micro_rows"):
+    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples reward.workers"
+    for key in (*counts.split(), "mesh.fsdp", "mesh.tensor", "checkpoint.keep"):
         need(flat[key] >= 1, key, flat[key], "at least 1")
+    need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
+    need(c.mesh.data >= 1 or c.mesh.data == -1, "mesh.data", c.mesh.data, "at least 1, or -1 for what the others leave")
+    need(c.seed < 2**32, "seed", c.seed, "below 2³²")
     need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
-    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed"):
+    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed", "eval.every", "checkpoint.every", "data.limit"):
         need(flat[key] >= 0, key, flat[key], "at least 0")
     need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
-    need(0 < c.sampling.top_p <= 1, "sampling.top_p", c.sampling.top_p, "in (0, 1]")
+    need(c.eval.sampling.temperature >= 0, "eval.sampling.temperature", c.eval.sampling.temperature, "at least 0")
+    for key in ("sampling.top_p", "eval.sampling.top_p"):
+        need(0 < flat[key] <= 1, key, flat[key], "in (0, 1]")
+    for mode in c.watchdog.stop:
+        choice("watchdog.stop", mode, MODES)
     choice("model.dtype", c.model.dtype, ("float32", "bfloat16"))
     choice("method.term.sign", c.method.term.sign, (-1, 1))
     choice("method.term.shape", c.method.term.shape, ("jsd", "linear"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
+from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.steps import Policy, judge, roll_out
@@ -41,7 +42,8 @@ def bootstrap(values: np.ndarray, draws: int = 1000) -> tuple[float, float]:
 def evaluate(policy: Policy, weights, problems: list[Problem], config: EvalConfig, key, pool: Pool, rows: int) -> dict:
     """Metrics "eval/…" of k samples a problem; `rows` sequences are sampled at a time."""
     k = config.samples
-    size = max(1, rows // k)
+    ways = rows_per_step(policy.mesh)
+    size = -(-max(1, rows // k) // ways) * ways
     correct, stopped, lengths = [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]

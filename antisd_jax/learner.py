@@ -45,7 +45,7 @@ class UpdateStats:
 
     loss: Any  # scalar
     grad_norm: Any  # scalar, before clipping
-    bad: Any  # [number of parameters] True where a gradient is not finite; then nothing was changed
+    bad: Any  # [number of parameters] True where a gradient or new weight is not finite; then nothing was changed
     clipped: Any  # [M B R] bool
     student: Scores  # arrays [M B R]
 
@@ -83,7 +83,7 @@ def update(
     """One optimizer step on a whole (mini)batch.
 
     The student's log-probs s come from this very forward pass, so u = t − s and the ratio cost no second one: without
-    old_logprobs the ratio is exp(s − stop_gradient s) = 1. A gradient that is not finite changes nothing.
+    old_logprobs the ratio is exp(s − stop_gradient s) = 1. A gradient or weight that would not be finite changes nothing.
     """
     responses = batch.teacher_logprobs.shape[-1]
 
@@ -103,8 +103,9 @@ def update(
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.weights))
     (total, gradient), (clipped, student) = jax.lax.scan(accumulate, zero, batch)
-    bad = jnp.stack([~jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(gradient)])
     changes, optimizer = make_optimizer(o).update(gradient, state.optimizer, state.weights)
     new = TrainState(optax.apply_updates(state.weights, changes), optimizer)
+    both = zip(jax.tree.leaves(gradient), jax.tree.leaves(new.weights))
+    bad = jnp.stack([~(jnp.all(jnp.isfinite(g)) & jnp.all(jnp.isfinite(w))) for g, w in both])
     new = jax.tree.map(lambda a, b: jnp.where(jnp.any(bad), a, b), state, new)
     return new, UpdateStats(total, optax.global_norm(gradient), bad, clipped, student)

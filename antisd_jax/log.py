@@ -1,5 +1,6 @@
 """What a run writes and prints: metrics.jsonl, rollouts.jsonl, TensorBoard events, progress. And its stopwatch."""
 
+import fcntl
 import json
 import os
 import sys
@@ -144,6 +145,17 @@ def progress(step: int, last: int, m: dict, seconds_left: float) -> str:
         if key.startswith("eval/avg@") and key + "_low" in m:
             parts.append(f"{key.removeprefix('eval/')} {m[key]:.3f} [{m[key + '_low']:.3f}, {m[key + '_high']:.3f}]")
     return "  ".join(parts)
+
+
+def lock_folder(folder: Path):
+    """A lock on the run folder that ends with this process, however it ends. Raises UserError when another holds it."""
+    lock = open(folder / ".lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"output: another process is running in {folder}") from None
+    return lock
 
 
 def make_folder(path: str) -> Path:

@@ -41,7 +41,7 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
     if teacher is not None:
         u, acting = teacher.logprobs - student.logprobs, mask & acts[:, None]
         out |= {
-            "antisd/teacher_entropy": masked_mean(teacher.entropies, mask),
+            "antisd/teacher_entropy": masked_mean(teacher.entropies, acting),
             "antisd/u_mean": masked_mean(u, acting),
             "antisd/u_abs_mean": masked_mean(np.abs(u), acting),
             "antisd/term_mean": masked_mean(np.asarray(token_term(student.logprobs, t, config.method.term)), acting),

@@ -1,5 +1,6 @@
 """What a run is about to do, in a few lines, before anything is compiled."""
 
+from antisd_jax.arrays import CHUNK_TOKENS
 from antisd_jax.model.decoder import count
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.steps import Policy
@@ -12,7 +13,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
 
     state: float32 weights, gradient and two moments, over fsdp × tensor. cache: keys and values of one rollout batch,
     prompts once a problem. activations: the largest micro-batch's layer inputs (all layers', or one with remat), plus one
-    layer's inner activations and attention chunk.
+    layer's inner activations (all layers' without remat). logits: one chunk's, with its probabilities and gradient.
     """
     m, mesh = policy.model, policy.mesh
     item = 2 if policy.dtype == "bfloat16" else 4
@@ -25,6 +26,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
     return {
         "state": 16 * count(m) / (mesh.shape["fsdp"] * tensor),
         "cache": kv * (rollouts * policy.responses + config.problems / ways * policy.prompt_budget),
+        "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
         "activations": tokens * m.width * m.layers * item + inner * (1 if config.optim.remat else m.layers),
     }
 

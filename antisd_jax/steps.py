@@ -213,15 +213,13 @@ def refuse_non_finite(policy: Policy, weights, stats: UpdateStats, step: int) ->
             raise UserError(f"step {step}: weight {name} holds NaN or infinity; checkpoints are untouched")
     name = names[int(np.argmax(stats.bad))]
     raise UserError(
-        f"step {step}: gradient of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched"
+        f"step {step}: gradient or update of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched"
     )
 
 
 def minibatches(batch: Batch, count: int) -> list[Batch]:
-    """The batch cut along its micro-batches into `count` updates; each carries its share of the rows at full weight."""
+    """The batch cut along its micro-batches, which `count` divides, into updates that carry their rows at full weight."""
     micro = batch.loss_weights.shape[0]
-    if micro % count:
-        raise UserError(f"optim.minibatches: {count} does not divide the {micro} micro-batches of a step (see optim.micro_rows)")
     size = micro // count
     parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, micro, size)]
     return [part.replace(loss_weights=part.loss_weights * count) for part in parts]

@@ -16,7 +16,7 @@ from antisd_jax.config import Config
 from antisd_jax.errors import UserError
 from antisd_jax.evaluate import evaluate
 from antisd_jax.learner import abstract_state, start
-from antisd_jax.log import Log, Stopwatch, make_folder, progress, read_jsonl, say, speed, warn, write_atomically
+from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, read_jsonl, say, speed, warn, write_atomically
 from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.sharding import make_mesh, rows_per_step
@@ -24,7 +24,19 @@ from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
 from antisd_jax.rewards.pool import Pool
-from antisd_jax.steps import Policy, flat, judge, learn, make_batch, privileged, prompted, roll_out, student_scores, teacher_scores
+from antisd_jax.steps import (
+    Policy,
+    flat,
+    judge,
+    learn,
+    make_batch,
+    micro_shape,
+    privileged,
+    prompted,
+    roll_out,
+    student_scores,
+    teacher_scores,
+)
 from antisd_jax.text.data import DataConfig, Order, Problem, load
 from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.tiny import HERE
@@ -57,7 +69,7 @@ class Place:
 
 
 def loop(run: Run, at: Place) -> None:
-    c, policy, clock, gate = run.config, run.policy, run.clock, run.config.method.gate
+    c, policy, clock, gate = run.config, run.policy, run.clock, run.config.method.active_gate
     temperature = c.sampling.temperature
     student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
     if at.step == 0 and c.eval.every:
@@ -80,7 +92,7 @@ def loop(run: Run, at: Place) -> None:
         at.gate, g = gates.step(gate, at.gate, h)
         lam = g * c.method.lam_max
         with clock.time("update_actor"):
-            batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, old, c)
+            batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
             at.state, updates = learn(policy, at.state, batch, lam, c, step)
         student = old or flat(updates[0].student, rewards.size)
         values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
@@ -109,18 +121,23 @@ def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
     say(progress(at.step, c.steps, run.log.history[-1], run.clock.left(at.step, c.steps)))
     steps = [row for row in run.log.history if "actor/entropy" in row]
     already = watch(steps[:-1], c.watchdog)
-    for mode, sentence in watch(steps, c.watchdog).items():
+    now = watch(steps, c.watchdog)
+    for mode, sentence in now.items():
         if mode not in already:
-            warn(f"step {at.step}: {sentence}")
-    if at.step and run.checkpoints.due(at.step, c.steps):
+            warn(f"step {at.step}: {sentence} [{mode}]")
+    stopping = [now[mode] for mode in c.watchdog.stop if mode in now]
+    if at.step and (stopping or run.checkpoints.due(at.step, c.steps)):
         with run.clock.time("save_checkpoint"):
             record = {"step": at.step, "cursor": at.cursor, "gate": asdict(at.gate), "config": configuration.digest(c)}
             run.checkpoints.save(at.step, at.state, record)
+    if stopping:
+        raise UserError(f"step {at.step}: stopped by watchdog.stop, with a checkpoint: {stopping[0]}")
 
 
 def train(config: Config) -> None:
     """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend."""
     folder = make_folder(config.output)
+    lock = lock_folder(folder)  # held as long as this process lives
     refuse_another_run(folder, config)
     policy, weights = build(config)
     problems = read_problems(policy, config.data, "data")
@@ -140,13 +157,15 @@ def train(config: Config) -> None:
         log.close()
     finally:
         checkpoints.close()
+    lock.close()
     say(f"done: {folder}/metrics.jsonl, {folder}/checkpoints")
 
 
 def refuse_another_run(folder: Path, config: Config) -> None:
     """Raises UserError when the folder holds a begun run of another configuration, naming the keys that differ."""
     path = folder / "config.yaml"
-    if path.exists() and read_jsonl(folder / "metrics.jsonl"):
+    begun = any(row["step"] for row in read_jsonl(folder / "metrics.jsonl")) or any((folder / "checkpoints").glob("[0-9]*"))
+    if path.exists() and begun:
         changed = configuration.differences(configuration.build(Config, configuration.read_yaml(path)), config)
         if changed:
             raise UserError(f"{folder} holds a run of another configuration: {'; '.join(changed)}. Choose another --output")
@@ -160,17 +179,23 @@ def build(config: Config) -> tuple[Policy, object]:
     ways = rows_per_step(mesh)
     if config.problems % ways:
         raise UserError(f"problems: {config.problems} does not divide over data × fsdp = {ways}")
+    tokenizer, stop = load_tokenizer(path), hf.stop_tokens(path)
+    if max(len(tokenizer) - 1, *stop) >= model.vocab:
+        raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")
     policy = Policy(
         model=model,
         mesh=mesh,
-        prompts=Prompts(load_tokenizer(path), config.prompt),
-        stop=hf.stop_tokens(path),
+        prompts=Prompts(tokenizer, config.prompt),
+        stop=stop,
         prompt_budget=config.lengths.prompt,
         context_budget=config.lengths.context,
         responses=config.lengths.response,
         micro_rows=config.optim.micro_rows,
         dtype=config.model.dtype,
     )
+    rows, micro = micro_shape(policy, config.problems * config.samples)
+    if rows // micro % config.optim.minibatches:
+        raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
     return policy, hf.load_weights(path, model, mesh)
 
 
@@ -194,6 +219,8 @@ def resume(config: Config, policy: Policy, weights, checkpoints: Checkpoints) ->
     if step is None:
         return Place(start(weights, config.optim, policy.mesh))
     state, record = checkpoints.restore(step, abstract_state(weights, config.optim, policy.mesh))
+    if record["config"] != configuration.digest(config):
+        raise UserError(f"checkpoint {step} in {config.output} belongs to another configuration. Choose another --output")
     gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
     say(f"resuming at step {record['step']}")
     return Place(state, record["step"], record["cursor"], gate)

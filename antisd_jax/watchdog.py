@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+MODES = ("capped", "diverging", "collapse", "drift", "over-ascent", "flat", "blind")
+
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """Levels at which a warning is given. window: steps over which a trend is judged."""
+    """Levels at which a warning is given. window: steps over which a trend is judged. stop: modes that end the run."""
 
+    stop: tuple[str, ...] = ()
     window: int = 10
     capped: float = 0.5  # share of responses at the length cap
     sibling: float = 0.25  # least share of contexts that show a verified solution

@@ -57,3 +57,4 @@ def test_statistics_over_response_tokens_only():
     assert statistic("student_perplexity", **arguments) == pytest.approx(np.exp(4.0))
     assert statistic("token_mean", **arguments | {"scored": np.array([False, True])}) == pytest.approx(2.0)
     assert np.isnan(statistic("token_mean", **arguments | {"scored": np.zeros(2, bool)}))
+    assert statistic("student_perplexity", **arguments | {"scored": np.zeros(2, bool)}) == pytest.approx(np.exp(4.0))

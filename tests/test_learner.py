@@ -56,7 +56,9 @@ def bits(state):
 
 
 def differs(a, b):
-    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    """Largest difference of two trees, relative to the largest entry of the array it stands in."""
+    pairs = [(np.asarray(x, np.float64), np.asarray(y, np.float64)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))]
+    return max(float(np.abs(x - y).max() / (np.abs(x).max() + 1e-30)) for x, y in pairs)
 
 
 def test_the_term_moves_the_weights(model, weights):
@@ -98,7 +100,7 @@ def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
     whole, told = one_update(model, weights, optim=optim, micro_rows=16)
     for rows in (1, 4, 5, 16, 64):
         other, also = one_update(model, weights, optim=optim, micro_rows=rows)
-        assert differs(whole.optimizer, other.optimizer) < 1e-6, rows
+        assert differs(whole.optimizer, other.optimizer) < 1e-4, rows
         assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
 
 
@@ -107,7 +109,7 @@ def test_the_same_gradient_on_eight_devices(model, weights, mesh):
     optim = OptimConfig(lr=1e-2, max_grad_norm=1e9)
     one, told = one_update(model, weights, optim=optim)
     eight, also = one_update(model, weights, optim=optim, mesh=make_mesh(mesh), micro_rows=8)
-    assert differs(one.optimizer, eight.optimizer) < 1e-6
+    assert differs(one.optimizer, eight.optimizer) < 1e-4
     assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
 
 
@@ -145,7 +147,7 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mes
         start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, np.float32(0.5), 1.0, c=model, o=optim, term=Term()
     )
     first_moment = state.optimizer[1][0].mu  # with beta1 = 0 it is the gradient
-    assert differs(first_moment, expected) < 1e-6
+    assert differs(first_moment, expected) < 1e-5
 
 
 def test_minibatches_take_several_steps_against_old_log_probs(model, weights, mesh1):
@@ -167,7 +169,7 @@ def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
     config = replace(Config(), method=GRPO)
     with np.errstate(invalid="ignore"):
         batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
-    with pytest.raises(UserError, match="step 7: gradient of model.embed_tokens.weight is not finite"):
+    with pytest.raises(UserError, match="step 7: gradient or update of model.embed_tokens.weight is not finite"):
         learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), OptimConfig(), mesh1), batch, 0.0, config, 7)
 
 
@@ -179,6 +181,14 @@ def test_a_nan_weight_is_named_with_its_step(model, weights, mesh1):
     broken = broken.replace(norm=broken.norm.at[3].set(np.nan))
     with pytest.raises(UserError, match="step 7: weight model.norm.weight holds NaN"):
         learn(policy, start(broken, OptimConfig(), mesh1), batch, 0.0, config, 7)
+
+
+def test_a_weight_that_would_overflow_is_not_stored(model, weights, mesh1):
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
+    config = replace(Config(), method=GRPO, optim=OptimConfig(lr=1e39))
+    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    with pytest.raises(UserError, match="step 2: gradient or update of .* is not finite"):
+        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), batch, 0.0, config, 2)
 
 
 def test_masked_truncated_rollouts_leave_the_gradient(model, weights, mesh1):

@@ -108,12 +108,34 @@ def test_the_budget_of_the_whole_prompt_holds_and_an_impossible_one_gives_no_con
     need = len(prompts.teacher(PROBLEM.problem, "", WRONG.feedback))
     c = context(prompts, problem=long, grades=[WRONG] * 4, budget=need + 60)
     assert c.shortened and need < len(c.ids) <= need + 60
-    assert context(prompts, problem=long, grades=[WRONG] * 4, budget=need - 20).ids == []
+    hopeless = context(prompts, problem=long, grades=[WRONG] * 4, budget=need - 20)
+    assert hopeless.ids == [] and hopeless.source == "overflow"
+
+
+def test_without_room_for_a_solution_the_feedback_stands_alone(prompts):
+    need = len(prompts.teacher(PROBLEM.problem, "", WRONG.feedback))
+    c = context(prompts, problem=replace(PROBLEM, solution="on and on " * 500), grades=[WRONG] * 4, budget=need + 5)
+    assert c.ids == prompts.teacher(PROBLEM.problem, None, WRONG.feedback)
+    assert (c.source, c.shortened) == ("feedback", True)
+
+
+def test_shortening_never_cuts_inside_a_character_and_keeps_the_budget(prompts):
+    text = "因为 ∠ABC ≤ √2，所以 x ≥ π/3。" * 40
+    for budget in range(20, 80):
+        shown, cut = prompts.shorten(text, budget)
+        assert cut and "\ufffd" not in shown
+        assert len(prompts.tokenizer.encode(shown, add_special_tokens=False)) <= budget
 
 
 def test_a_siblings_thoughts_and_afterthoughts_are_not_shown():
     text = "<think>\nmaybe \\boxed{1}\n</think>\n\nIt is \\boxed{\\frac{1}{2}}. Hope this helps!"
     assert clean_solution(text) == "It is \\boxed{\\frac{1}{2}}"
+    assert clean_solution("opened by the template \\boxed{1}</think> Then \\boxed{2} ok") == "Then \\boxed{2}"
+
+
+def test_thought_marks_survive_decoding_so_that_thoughts_can_be_stripped(prompts):
+    ids = prompts.tokenizer.encode("<think>maybe</think> done", add_special_tokens=False)
+    assert prompts.tokenizer.decode(ids, skip_special_tokens=True) == "<think>maybe</think> done"
 
 
 def test_feedback_never_says_that_a_response_was_cut_off():

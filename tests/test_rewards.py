@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -96,6 +97,27 @@ def test_a_worker_killed_from_outside_is_replaced():
         assert pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])[0].correct
         pool.workers[0].process.kill()
         assert pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])[0].correct
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux only")
+def test_a_busy_worker_dies_with_a_killed_trainer():
+    code = (
+        "from antisd_jax.rewards.pool import *\n"
+        "pool = Pool(RewardConfig('math', workers=1, timeout_s=60)); pool.grade(['\\\\boxed{2}'], ['1'])\n"
+        "print(pool.workers[0].process.pid, flush=True); pool.grade(['\\\\boxed{99999999!}'], ['1'])"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pid = int(trainer.stdout.readline())
+    time.sleep(1)
+    assert os.path.exists(f"/proc/{pid}")
+    trainer.kill()
+    trainer.wait()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}") or open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(pid, 9)
+    raise AssertionError("the worker outlived its trainer")
 
 
 def test_a_gold_of_another_task_is_a_users_error():

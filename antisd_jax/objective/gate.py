@@ -41,14 +41,15 @@ def statistic(kind: str, student, teacher, lengths, scored) -> float:
     """H of one step's batch, from Scores [N R] of student and teacher and response lengths [N] (numpy, float64 inside).
 
     token_mean and token_median: of the teacher's full-vocabulary entropy, nats. …_perplexity: exp(−mean log-prob) of the
-    sampled tokens. Rows count where `scored` [N] says that they met their privileged context. NaN when there is no token
-    to measure, or the statistic is "none".
+    sampled tokens. A teacher's statistic counts the rows that met a privileged context, as `scored` [N] says: elsewhere
+    there is no teacher to measure. NaN when there is no token to measure, or the statistic is "none".
     """
     if kind == "none":
         return float("nan")
     scores = student if kind == "student_perplexity" else teacher
     mask = np.arange(scores.logprobs.shape[1]) < np.asarray(lengths)[:, None]
-    mask &= np.asarray(scored)[:, None]
+    if kind != "student_perplexity":
+        mask &= np.asarray(scored)[:, None]
     if not mask.any():
         return float("nan")
     if kind == "token_mean":

@@ -4,10 +4,12 @@ Request {"response", "gold"}; answer {"outcome", "extracted"} or {"error"}; firs
 `python -m antisd_jax.rewards.worker KIND MEMORY_MB`, killed by it when an answer is late.
 """
 
+import ctypes
 import json
 import logging
 import os
 import resource
+import signal
 import sys
 
 
@@ -15,6 +17,8 @@ def main() -> None:
     kind, memory_mb = sys.argv[1], int(sys.argv[2])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed trainer must not leave a busy worker behind
     logging.disable(logging.CRITICAL)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not pass for an answer

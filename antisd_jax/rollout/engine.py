@@ -14,6 +14,15 @@ from antisd_jax.rollout.sampling import Sampling, sample_token
 from antisd_jax.types import Rollouts
 
 
+def sample_keys(key, problem_ids, sample_ids):
+    """[P G] keys, one a sample: key(key, problem id, sample id)."""
+
+    def one(problem, sample):
+        return jax.random.fold_in(jax.random.fold_in(key, problem), sample)
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(problem_ids, sample_ids)
+
+
 @partial(jax.jit, static_argnames=("c", "responses", "sampling", "stop", "dtype"))
 def generate(
     weights: Weights,
@@ -39,9 +48,7 @@ def generate(
         prompts=("P S", prompts), prompt_lengths=("P", prompt_lengths), problem_ids=("P", problem_ids), sample_ids=("P G", sample_ids)
     )
     p, g = size["P"], size["G"]
-    keys = jax.vmap(lambda pid, sids: jax.vmap(lambda s: jax.random.fold_in(jax.random.fold_in(key, pid), s))(sids))(
-        problem_ids, sample_ids
-    )
+    keys = sample_keys(key, problem_ids, sample_ids)
     hidden, prompt_kv = forward(c, weights, prompts, keep_kv=True, dtype=dtype)
     first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
     empty = jnp.zeros((p, g, responses, c.kv_heads, c.head_dim), dtype)

@@ -1,6 +1,5 @@
 """Prompts: the student's, and the teacher's privileged one. All wording stands in PromptConfig and nowhere else."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from antisd_jax.rewards.grade import Grade
 from antisd_jax.text.data import Problem
 
 SOURCES = ("sibling", "solution", "answer", "feedback")
-_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Context:
-    """One rollout's privileged prompt. ids is empty when it does not fit its budget; shortened: the solution was cut."""
+    """One rollout's privileged prompt; shortened: the solution was cut. ids is empty, and source "overflow", when not even
+    the prompt without a solution fits."""
 
     ids: list[int]
     source: str
@@ -96,8 +96,9 @@ class Prompts:
         if solution is not None:
             rest = len(self.teacher(problem.problem, "", feedback))
             solution, shortened = self.shorten(solution, min(self.config.solution_tokens, budget - rest))
+            source = source if solution is not None else "feedback"
         ids = self.teacher(problem.problem, solution, feedback)
-        return Context(ids if len(ids) <= budget else [], source, shortened)
+        return Context(ids, source, shortened) if len(ids) <= budget else Context([], "overflow", shortened)
 
     def solution(self, problem: Problem, texts, grades, which: int, rng) -> tuple[str | None, str]:
         """The verified solution to show, and where it comes from: the first of the configured sources that has one."""
@@ -113,20 +114,27 @@ class Prompts:
                 break
         return None, "feedback"
 
-    def shorten(self, text: str, budget: int) -> tuple[str, bool]:
-        """The text in at most `budget` tokens: its head (a quarter) and its tail (three quarters) around an elision."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) <= budget:
+    def shorten(self, text: str, budget: int) -> tuple[str | None, bool]:
+        """The text in at most `budget` tokens, and whether it was cut: head (a quarter) and tail around an elision.
+
+        Cuts fall between characters, never inside one. None when there is no room for anything worth showing.
+        """
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = encoded["offset_mapping"]
+        if len(ends) <= budget:
             return text, False
-        room = budget - len(self.tokenizer.encode(self.config.elision, add_special_tokens=False)) - 2
-        if room < 8:
-            return "", True
-        head, tail = ids[: room // 4], ids[len(ids) - (room - room // 4) :]
-        return self.tokenizer.decode(head) + self.config.elision + self.tokenizer.decode(tail), True
+        room = budget - len(self.tokenizer.encode(self.config.elision, add_special_tokens=False))
+        while room >= LEAST_SHOWN:
+            head, tail = text[: ends[room // 4 - 1][1]], text[ends[len(ends) - (room - room // 4)][0] :]
+            shown = head + self.config.elision + tail
+            if len(self.tokenizer.encode(shown, add_special_tokens=False)) <= budget:
+                return shown, True
+            room -= 4
+        return None, True
 
 
 def clean_solution(text: str) -> str:
-    """A correct rollout as a solution to show: without its thoughts, and cut after its last boxed answer."""
-    text = _THOUGHT.sub("", text)
+    """A correct rollout as a solution to show: what follows its last thought, cut after its last boxed answer."""
+    text = text.rpartition("</think>")[2]
     boxed = last_boxed(text)
     return (text[: boxed[1]] if boxed else text).strip()

@@ -44,10 +44,11 @@ def trained_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD, TURN, END, "<think>", "</think>"]
+    special = [PAD, TURN, END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in ("<think>", "</think>")])  # visible text, as in Qwen3
     return tokenizer
 
 
