@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(args: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that there is no torch
     files = [a for a in args if not a.startswith("-")]
     options = [a for a in args if a.startswith("-")]
     for option in options:
@@ -54,7 +55,7 @@ def _train(args: list[str]) -> None:
 
     c = config.load(files, [o.removeprefix("--") for o in options])
     train.train(c)
-    write_report(c.output)
+    print(f"report: {write_report(c.output)}")
 
 
 def _report(args: list[str]) -> None:

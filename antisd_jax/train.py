@@ -158,7 +158,6 @@ def train(config: Config) -> None:
     finally:
         checkpoints.close()
     lock.close()
-    say(f"done: {folder}/metrics.jsonl, {folder}/checkpoints")
 
 
 def refuse_another_run(folder: Path, config: Config) -> None:

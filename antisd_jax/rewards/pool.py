@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from antisd_jax.errors import UserError
@@ -94,7 +95,8 @@ class _Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # what a dead worker has not read is still in the buffer
+                self.process.stdin.close()
             self.process.stdout.close()
             self.process = None
 
