@@ -4,6 +4,7 @@ One step is the algorithm's sentence: problems → rollouts → rewards → priv
 update → log, checkpoint. The verbs are in steps.py, the mathematics in objective/.
 """
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -137,27 +138,21 @@ def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
 def train(config: Config) -> None:
     """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend."""
     folder = make_folder(config.output)
-    lock = lock_folder(folder)  # held as long as this process lives
-    refuse_another_run(folder, config)
-    policy, weights = build(config)
-    problems = read_problems(policy, config.data, "data")
-    held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
-    write_atomically(folder / "config.yaml", configuration.dump(config))
-    say(describe(config, policy, len(problems), len(held_out)))
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
-    try:
-        at = resume(config, policy, weights, checkpoints)
-        del weights
-        if at.step >= config.steps and at.step:
-            say(f"{config.output} has already reached step {at.step}")
-            return
-        log = Log(folder, at.step if at.step else -1)
-        with Pool(config.reward) as pool:
-            loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
-        log.close()
-    finally:
-        checkpoints.close()
-    lock.close()
+    with lock_folder(folder):
+        refuse_another_run(folder, config)
+        policy, weights = build(config)
+        problems = read_problems(policy, config.data, "data")
+        held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
+        write_atomically(folder / "config.yaml", configuration.dump(config))
+        say(describe(config, policy, len(problems), len(held_out)))
+        with closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints:
+            at = resume(config, policy, weights, checkpoints)
+            del weights
+            if at.step >= config.steps and at.step:
+                say(f"{config.output} has already reached step {at.step}")
+                return
+            with closing(Log(folder, at.step if at.step else -1)) as log, Pool(config.reward) as pool:
+                loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
 
 
 def refuse_another_run(folder: Path, config: Config) -> None:
