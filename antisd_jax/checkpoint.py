@@ -21,10 +21,13 @@ class CheckpointConfig:
 class Checkpoints:
     """A folder of checkpoints of (TrainState, JSON record). A save becomes visible only when it is complete."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: CheckpointConfig, read_only: bool = False):
+        """read_only: touch nothing, so that a running trainer's folder can be looked into."""
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self.every = folder, config.every
         options = ocp.CheckpointManagerOptions(max_to_keep=config.keep, cleanup_tmp_directories=True)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
         try:
             self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=("state", "record"))
         except OSError as e:
@@ -32,6 +35,10 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Those that are complete, in order."""
+        return sorted(self.manager.all_steps())
 
     def due(self, step: int, last: int) -> bool:
         return step == last or (self.every > 0 and step % self.every == 0)
@@ -43,13 +50,21 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
         """The state on the shardings of `abstract`, and its record. Raises UserError when the files cannot be read."""
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        found = self._restore(step, state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
+        return found["state"], found["record"]
+
+    def restore_weights(self, step: int, abstract):
+        """The weights alone, without reading the optimizer's state."""
+        wanted = {"weights": abstract}
+        places = ocp.checkpoint_utils.construct_restore_args(wanted)
+        return self._restore(step, state=ocp.args.PyTreeRestore(wanted, places, partial_restore=True))["state"]["weights"]
+
+    def _restore(self, step: int, **items):
         try:
-            found = self.manager.restore(step, args=items)
+            return self.manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as e:  # whatever Orbax meets in a damaged folder
             reason = str(e).splitlines()[0] if str(e) else ""
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {type(e).__name__}: {reason}") from None
-        return found["state"], found["record"]
 
     def close(self) -> None:
         """Waits for writes under way."""

@@ -1,4 +1,4 @@
-"""The command line: antisd train | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | score | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -8,7 +8,9 @@ from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN                           write RUN/report.html again
-       antisd random-model --text=FILE.jsonl --output=DIR    a small random Qwen3 folder, to try real text with
+       antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
+       antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
+       antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
        antisd pretrain-tiny --output=DIR           make the embedded model and its problems again
        antisd --version
 
@@ -26,9 +28,12 @@ def main(argv: list[str] | None = None) -> int:
         if args[0] == "--version":
             print(__version__)
             return 0
-        commands = {"train": _train, "report": _report, "random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
+        commands = {"train": _train, "score": _score, "convert": _convert, "report": _report}
+        commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
         if args[0] not in commands:
             raise UserError(f"unknown command {args[0]!r}{nearest(args[0], commands)}")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that there is no torch
         commands[args[0]](args[1:])
         return 0
     except UserError as e:
@@ -43,19 +48,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that there is no torch
-    files = [a for a in args if not a.startswith("-")]
-    options = [a for a in args if a.startswith("-")]
-    for option in options:
-        if not option.startswith("--") or "=" not in option:
-            raise UserError(f"{option}: options are written --key=value")
     from antisd_jax import config, train
     from antisd_jax.report.page import write_report
 
-    c = config.load(files, [o.removeprefix("--") for o in options])
+    options = _options([a for a in args if a.startswith("-")])
+    c = config.load([a for a in args if not a.startswith("-")], options)
     train.train(c)
     print(f"report: {write_report(c.output)}")
+
+
+def _options(args: list[str]) -> list[str]:
+    """--key=value → key=value."""
+    for option in args:
+        if not option.startswith("--") or "=" not in option:
+            raise UserError(f"{option}: options are written --key=value")
+    return [option.removeprefix("--") for option in args]
+
+
+def _score(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.score_file import ScoreConfig, score_file
+
+    score_file(config.parse(ScoreConfig, [], _options(args)))
+
+
+def _convert(args: list[str]) -> None:
+    from antisd_jax.convert import main
+
+    main(args)
 
 
 def _report(args: list[str]) -> None:

@@ -18,6 +18,7 @@ from antisd_jax.checkpoint import CheckpointConfig
 from antisd_jax.errors import UserError, nearest
 from antisd_jax.evaluate import EvalConfig
 from antisd_jax.learner import OptimConfig
+from antisd_jax.model.decoder import REMAT
 from antisd_jax.model.sharding import MeshConfig
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import STATISTICS, Gate
@@ -34,9 +35,11 @@ FREE = ("output", "steps", "log_rollouts", "watchdog.")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """path: a Hugging Face folder, or "tiny" for the embedded model. dtype: of activations; weights are kept in float32."""
+    """path: a Hugging Face folder, a hub name (its `revision` is downloaded), or "tiny" for the embedded model.
+    dtype: of activations; weights are kept in float32."""
 
     path: str = "tiny"
+    revision: str = "main"
     dtype: str = "float32"
 
 
@@ -94,6 +97,13 @@ class Config:
 
 def load(files: list[str], overrides: list[str]) -> Config:
     """Files merged left to right, then "a.b=value" strings. Raises UserError naming the key at fault."""
+    config = parse(Config, files, overrides)
+    _check(config)
+    return config
+
+
+def parse(cls, files: list[str], overrides: list[str]):
+    """The same for any of the dataclasses, without the checks of a whole run."""
     merged: dict = {}
     for file in files:
         _merge(merged, read_yaml(file), file)
@@ -108,9 +118,7 @@ def load(files: list[str], overrides: list[str]) -> Config:
         for parent in reversed(parents):
             nested = {parent: nested}
         _merge(merged, nested, f"--{key}")
-    config = build(Config, merged)
-    _check(config)
-    return config
+    return build(cls, merged)
 
 
 def read_yaml(file: str | Path) -> dict:
@@ -138,32 +146,39 @@ def _merge(into: dict, new: dict, where: str) -> None:
             into[key] = value
 
 
-def build(cls, values: dict, path: str = ""):
-    """A mapping → a dataclass, every key known and every value of the declared type."""
+def build(cls, values: dict, path: str = "", root=None):
+    """A mapping → a dataclass, every key known and every value of the declared type. root: the class that paths start from."""
+    root = root or cls
     hints = typing.get_type_hints(cls)
     made = {}
     for key, value in values.items():
         if key not in hints:
-            raise UserError(f"unknown config key {path}{key}{_suggest(path + str(key))}")
-        made[key] = _convert(hints[key], value, f"{path}{key}")
+            raise UserError(f"unknown config key {path}{key}{_suggest(root, path + str(key))}")
+        made[key] = _convert(hints[key], value, f"{path}{key}", root)
     return cls(**made)
 
 
-def _suggest(key: str) -> str:
+def _keys(cls, path: str = "") -> list[str]:
+    """The dotted names of all leaves."""
+    hints = typing.get_type_hints(cls)
+    return [k for name, t in hints.items() for k in (_keys(t, f"{path}{name}.") if dataclasses.is_dataclass(t) else [path + name])]
+
+
+def _suggest(root, key: str) -> str:
     """The nearest known key or section: the one whose last part is the same, else the closest spelling."""
-    leaves = list(flatten(Config()))
+    leaves = _keys(root)
     sections = {k.rsplit(".", i)[0] for k in leaves for i in range(1, k.count(".") + 1)}
     same = next((k for k in leaves if k.rpartition(".")[2] == key.rpartition(".")[2]), None)
     return f" (did you mean {same!r}?)" if same else nearest(key, [*leaves, *sections])
 
 
-def _convert(kind, value, key: str):
+def _convert(kind, value, key: str, root):
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise UserError(f"{key} is a section of keys, got {value!r}")
-        return build(kind, value, f"{key}.")
+        return build(kind, value, f"{key}.", root)
     if typing.get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_convert(typing.get_args(kind)[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+        return tuple(_convert(typing.get_args(kind)[0], v, f"{key}[{i}]", root) for i, v in enumerate(value))
     if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
         return float(value)  # YAML reads 1e-6 as a word
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -186,13 +201,13 @@ def _check(c: Config) -> None:
 
     flat = flatten(c)
     counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples reward.workers"
-    for key in (*counts.split(), "mesh.fsdp", "mesh.tensor", "checkpoint.keep"):
+    for key in (*counts.split(), "mesh.fsdp", "mesh.expert", "mesh.tensor", "checkpoint.keep"):
         need(flat[key] >= 1, key, flat[key], "at least 1")
     need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
     need(c.mesh.data >= 1 or c.mesh.data == -1, "mesh.data", c.mesh.data, "at least 1, or -1 for what the others leave")
     need(c.seed < 2**32, "seed", c.seed, "below 2³²")
     need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
-    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed", "eval.every", "checkpoint.every", "data.limit"):
+    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed", "eval.every", "eval.response", "checkpoint.every", "data.limit"):
         need(flat[key] >= 0, key, flat[key], "at least 0")
     need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
     need(c.eval.sampling.temperature >= 0, "eval.sampling.temperature", c.eval.sampling.temperature, "at least 0")
@@ -207,6 +222,7 @@ def _check(c: Config) -> None:
     choice("method.term.composition", c.method.term.composition, ("additive", "multiplicative"))
     choice("method.gate.statistic", c.method.gate.statistic, STATISTICS)
     choice("optim.aggregation", c.optim.aggregation, AGGREGATIONS)
+    choice("optim.remat", c.optim.remat, tuple(REMAT))
     need(
         (c.problems * c.samples) % c.optim.minibatches == 0,
         "optim.minibatches",

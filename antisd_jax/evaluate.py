@@ -1,6 +1,6 @@
 """Evaluation: avg@k with an interval, pass@k, and the share of responses cut off."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -14,10 +14,12 @@ from antisd_jax.text.data import DataConfig, Problem
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """every: steps between evaluations (step 0 and the last step always), 0 none. samples: k, a problem."""
+    """every: steps between evaluations (step 0 and the last step always), 0 none. samples: k, a problem.
+    response: tokens at most, 0: as many as in training."""
 
     every: int = 10
     samples: int = 4
+    response: int = 0
     data: DataConfig = field(default_factory=lambda: DataConfig("countdown:eval"))
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
 
@@ -42,6 +44,7 @@ def bootstrap(values: np.ndarray, draws: int = 1000) -> tuple[float, float]:
 def evaluate(policy: Policy, weights, problems: list[Problem], config: EvalConfig, key, pool: Pool, rows: int) -> dict:
     """Metrics "eval/…" of k samples a problem; `rows` sequences are sampled at a time."""
     k = config.samples
+    policy = replace(policy, responses=config.response or policy.responses)
     ways = rows_per_step(policy.mesh)
     size = -(-max(1, rows // k) // ways) * ways
     correct, stopped, lengths = [], [], []

@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from antisd_jax.arrays import response_mask
-from antisd_jax.model.decoder import ModelConfig
+from antisd_jax.model.parameters import ModelConfig
 from antisd_jax.model.sharding import replicated
 from antisd_jax.objective.advantage import Term, token_advantage
 from antisd_jax.objective.loss import clipped_surrogate
@@ -36,7 +36,7 @@ class OptimConfig:
     mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss
     minibatches: int = 1  # optimizer steps a batch; beyond 1 the ratio is taken against a scoring pass before them
     micro_rows: int = 64  # rows of one forward and backward pass, over all devices
-    remat: bool = False  # recompute layers in the backward pass
+    remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone)
 
 
 @struct.dataclass
@@ -48,6 +48,7 @@ class UpdateStats:
     bad: Any  # [number of parameters] True where a gradient or new weight is not finite; then nothing was changed
     clipped: Any  # [M B R] bool
     student: Scores  # arrays [M B R]
+    load: Any = None  # [L E] tokens that each expert took, or None without experts
 
 
 def make_optimizer(o: OptimConfig) -> optax.GradientTransformation:
@@ -88,13 +89,13 @@ def update(
     responses = batch.teacher_logprobs.shape[-1]
 
     def loss(weights, micro: Batch):
-        scores = score_rows(c, weights, micro.rows, responses, temperature, remat=o.remat, dtype=dtype)
+        scores, load = score_rows(c, weights, micro.rows, responses, temperature, remat=o.remat, dtype=dtype)
         fixed = jax.lax.stop_gradient(scores.logprobs)
         old = fixed if micro.old_logprobs is None else micro.old_logprobs
         advantage = token_advantage(micro.sequence_advantages, old, micro.teacher_logprobs, micro.term_weights, lam, term)
         weight = micro.loss_weights[:, None] * response_mask(micro.rows.response_lengths, responses)
         value, clipped = clipped_surrogate(scores.logprobs, old, advantage, weight, o.clip_low, o.clip_high)
-        return value, (clipped, Scores(fixed, scores.entropies))
+        return value, (clipped, Scores(fixed, scores.entropies), load)
 
     def accumulate(carry, micro):
         total, gradient = carry
@@ -102,10 +103,11 @@ def update(
         return (total + value, jax.tree.map(jnp.add, gradient, g)), seen
 
     zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.weights))
-    (total, gradient), (clipped, student) = jax.lax.scan(accumulate, zero, batch)
+    (total, gradient), (clipped, student, load) = jax.lax.scan(accumulate, zero, batch)
     changes, optimizer = make_optimizer(o).update(gradient, state.optimizer, state.weights)
     new = TrainState(optax.apply_updates(state.weights, changes), optimizer)
     both = zip(jax.tree.leaves(gradient), jax.tree.leaves(new.weights))
     bad = jnp.stack([~(jnp.all(jnp.isfinite(g)) & jnp.all(jnp.isfinite(w))) for g, w in both])
     new = jax.tree.map(lambda a, b: jnp.where(jnp.any(bad), a, b), state, new)
-    return new, UpdateStats(total, optax.global_norm(gradient), bad, clipped, student)
+    load = None if load is None else load.sum(axis=0)
+    return new, UpdateStats(total, optax.global_norm(gradient), bad, clipped, student, load)

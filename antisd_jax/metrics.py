@@ -38,6 +38,8 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         "groups/all_wrong": (rewards == 0).all(axis=1).mean(),
     }
     out |= {f"outcome/{name.replace(' ', '_')}": np.mean([g.outcome == name for group in grades for g in group]) for name in OUTCOMES}
+    if updates[0].load is not None:
+        out |= load_metrics(sum(u.load for u in updates))
     if teacher is not None:
         u, acting = teacher.logprobs - student.logprobs, mask & acts[:, None]
         out |= {
@@ -51,6 +53,21 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         }
         out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES}
     return {k: float(v) for k, v in out.items()}
+
+
+def load_metrics(load: np.ndarray) -> dict:
+    """How evenly a step's tokens fell on the experts: load [L E] counts.
+
+    moe/load_max: the busiest expert's share over the even one, mean over layers (1 is even, E is one expert for all).
+    moe/load_entropy: entropy of the shares over that of even ones. moe/idle_experts: share of experts that took nothing.
+    """
+    share = load / load.sum(axis=1, keepdims=True)
+    entropy = -(share * np.log(np.maximum(share, 1e-30))).sum(axis=1)
+    return {
+        "moe/load_max": (share.max(axis=1) * load.shape[1]).mean(),
+        "moe/load_entropy": entropy.mean() / np.log(load.shape[1]),
+        "moe/idle_experts": (load == 0).mean(),
+    }
 
 
 def gate_metrics(gate: Gate, state: GateState, h: float, lam: float) -> dict:

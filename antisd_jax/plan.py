@@ -1,7 +1,11 @@
 """What a run is about to do, in a few lines, before anything is compiled."""
 
+import math
+
+import jax
+
 from antisd_jax.arrays import CHUNK_TOKENS
-from antisd_jax.model.decoder import count
+from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.steps import Policy
 
@@ -11,9 +15,9 @@ GIB = 2.0**30
 def memory(config, policy: Policy) -> dict[str, float]:
     """Estimated bytes a device, by what they hold. Stated formulas, not measurements.
 
-    state: float32 weights, gradient and two moments, over fsdp × tensor. cache: keys and values of one rollout batch,
-    prompts once a problem. activations: the largest micro-batch's layer inputs (all layers', or one with remat), plus one
-    layer's inner activations (all layers' without remat). logits: one chunk's, with its probabilities and gradient.
+    state: float32 weights, gradient and two moments, as the mesh divides them. cache: keys and values of one rollout batch,
+    prompts once a problem. activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
+    logits: one chunk's, with its probabilities and gradient.
     """
     m, mesh = policy.model, policy.mesh
     item = 2 if policy.dtype == "bfloat16" else 4
@@ -22,12 +26,16 @@ def memory(config, policy: Policy) -> dict[str, float]:
     rollouts = config.problems * config.samples / ways
     length = policy.context_budget + policy.responses
     tokens = max(policy.micro_rows / ways, 1) * length
-    inner = tokens * (4 * m.width + (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor + 3 * m.feed_forward / tensor) * item
+    mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor
+    hidden = m.feed_forward / tensor * (m.experts.per_token if m.experts else 1)
+    layer = 4 * m.width + projected + 3 * hidden
+    kept = {"full": 0, "attention": mixed, "dots": projected + m.width + 2 * hidden, "none": layer}[config.optim.remat]
+    shards = jax.tree.leaves(abstract(m, mesh))
     return {
-        "state": 16 * count(m) / (mesh.shape["fsdp"] * tensor),
+        "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
         "cache": kv * (rollouts * policy.responses + config.problems / ways * policy.prompt_budget),
         "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
-        "activations": tokens * m.width * m.layers * item + inner * (1 if config.optim.remat else m.layers),
+        "activations": tokens * item * (m.layers * (m.width + kept) + layer),
     }
 
 

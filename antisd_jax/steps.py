@@ -6,6 +6,7 @@ B rows of one, T tokens of a row.
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import numpy as np
 from antisd_jax.arrays import word
 from antisd_jax.errors import UserError
 from antisd_jax.learner import UpdateStats, update
-from antisd_jax.model.decoder import ModelConfig, declare
+from antisd_jax.model.hf import locate
+from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.sharding import place_rows, rows_per_step
 from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
@@ -25,7 +27,8 @@ from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import score
 from antisd_jax.text.data import Problem
 from antisd_jax.text.prompt import Context, Prompts
-from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState
+from antisd_jax.tiny import HERE
+from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState, pack_rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Policy:
     responses: int  # R
     micro_rows: int
     dtype: str
+
+
+def model_folder(path: str, revision: str) -> Path:
+    """Where a model's files are: of the embedded one for "tiny", else as `hf.locate` says."""
+    return HERE / "model" if path == "tiny" else locate(path, revision)
 
 
 def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], int]:
@@ -108,14 +116,9 @@ def pack(policy: Policy, prompts: list, rollouts: Rollouts, budget: int) -> Rows
     responses = rollouts.tokens.reshape(-1, policy.responses)
     lengths = rollouts.lengths.reshape(-1)
     rows, micro = micro_shape(policy, len(prompts))
-    tokens = np.zeros((rows, budget + policy.responses), np.int32)
-    sizes = np.zeros((2, rows), np.int32)
-    sizes[0] = 1
-    for i, (prompt, response, n) in enumerate(zip(prompts, responses, lengths)):
-        tokens[i, : len(prompt)] = prompt
-        tokens[i, len(prompt) : len(prompt) + n] = response[:n]
-        sizes[:, i] = len(prompt), n
-    return jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), Rows(tokens, sizes[0], sizes[1]))
+    pairs = ((prompt, response[:n]) for prompt, response, n in zip(prompts, responses, lengths))
+    packed = pack_rows(pairs, rows, budget + policy.responses)
+    return jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), packed)
 
 
 def micro_shape(policy: Policy, count: int) -> tuple[int, int]:

@@ -20,7 +20,9 @@ from antisd_jax.learner import abstract_state, start
 from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, read_jsonl, say, speed, warn, write_atomically
 from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
-from antisd_jax.model.sharding import make_mesh, rows_per_step
+from antisd_jax.model.parameters import abstract
+from antisd_jax.model.settings import load_config, stop_tokens
+from antisd_jax.model.sharding import make_mesh, rows_per_step, use_mesh
 from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
@@ -32,6 +34,7 @@ from antisd_jax.steps import (
     learn,
     make_batch,
     micro_shape,
+    model_folder,
     privileged,
     prompted,
     roll_out,
@@ -40,7 +43,6 @@ from antisd_jax.steps import (
 )
 from antisd_jax.text.data import DataConfig, Order, Problem, load
 from antisd_jax.text.prompt import Prompts, load_tokenizer
-from antisd_jax.tiny import HERE
 from antisd_jax.types import TrainState
 from antisd_jax.watchdog import watch
 
@@ -140,14 +142,14 @@ def train(config: Config) -> None:
     folder = make_folder(config.output)
     with lock_folder(folder):
         refuse_another_run(folder, config)
-        policy, weights = build(config)
+        policy, source = build(config)
         problems = read_problems(policy, config.data, "data")
         held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
         write_atomically(folder / "config.yaml", configuration.dump(config))
+        hf.copy_settings(source, folder / "model")
         say(describe(config, policy, len(problems), len(held_out)))
-        with closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints:
-            at = resume(config, policy, weights, checkpoints)
-            del weights
+        with use_mesh(policy.mesh), closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints:
+            at = resume(config, policy, source, checkpoints)
             if at.step >= config.steps and at.step:
                 say(f"{config.output} has already reached step {at.step}")
                 return
@@ -165,15 +167,17 @@ def refuse_another_run(folder: Path, config: Config) -> None:
             raise UserError(f"{folder} holds a run of another configuration: {'; '.join(changed)}. Choose another --output")
 
 
-def build(config: Config) -> tuple[Policy, object]:
-    """The policy and its weights, from the model folder. Raises UserError for what does not fit together."""
-    path = HERE / "model" if config.model.path == "tiny" else Path(config.model.path)
-    model = hf.load_config(path)
+def build(config: Config) -> tuple[Policy, Path]:
+    """The policy, and the model folder that holds its first weights. Raises UserError for what does not fit together."""
+    path = model_folder(config.model.path, config.model.revision)
+    model = load_config(path)
     mesh = make_mesh(config.mesh)
+    if config.mesh.expert > 1 and not model.experts:
+        raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
     ways = rows_per_step(mesh)
     if config.problems % ways:
         raise UserError(f"problems: {config.problems} does not divide over data × fsdp = {ways}")
-    tokenizer, stop = load_tokenizer(path), hf.stop_tokens(path)
+    tokenizer, stop = load_tokenizer(path), stop_tokens(path)
     if max(len(tokenizer) - 1, *stop) >= model.vocab:
         raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")
     policy = Policy(
@@ -190,7 +194,7 @@ def build(config: Config) -> tuple[Policy, object]:
     rows, micro = micro_shape(policy, config.problems * config.samples)
     if rows // micro % config.optim.minibatches:
         raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
-    return policy, hf.load_weights(path, model, mesh)
+    return policy, path
 
 
 def read_problems(policy: Policy, data: DataConfig, key: str) -> list[Problem]:
@@ -207,12 +211,12 @@ def read_problems(policy: Policy, data: DataConfig, key: str) -> list[Problem]:
     return kept
 
 
-def resume(config: Config, policy: Policy, weights, checkpoints: Checkpoints) -> Place:
-    """Where the folder's last checkpoint stands, or the beginning."""
+def resume(config: Config, policy: Policy, source: Path, checkpoints: Checkpoints) -> Place:
+    """Where the folder's last checkpoint stands, or the beginning, with the weights of the model folder `source`."""
     step = checkpoints.latest()
     if step is None:
-        return Place(start(weights, config.optim, policy.mesh))
-    state, record = checkpoints.restore(step, abstract_state(weights, config.optim, policy.mesh))
+        return Place(start(hf.load_weights(source, policy.model, policy.mesh), config.optim, policy.mesh))
+    state, record = checkpoints.restore(step, abstract_state(abstract(policy.model, policy.mesh), config.optim, policy.mesh))
     if record["config"] != configuration.digest(config):
         raise UserError(f"checkpoint {step} in {config.output} belongs to another configuration. Choose another --output")
     gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])

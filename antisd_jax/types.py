@@ -17,6 +17,7 @@ never from a token's value: the padding id may well be the end-of-text id.
 
 from typing import Any
 
+import numpy as np
 from flax import struct
 
 
@@ -37,6 +38,18 @@ class Rows:
     tokens: Any  # [M B T]
     prompt_lengths: Any  # [M B]
     response_lengths: Any  # [M B]; 0 for a row that only fills up a micro-batch
+
+
+def pack_rows(pairs, count: int, length: int) -> Rows:
+    """(prompt ids, response ids) pairs → Rows [count length] on the host; rows beyond the pairs have response length 0."""
+    tokens = np.zeros((count, length), np.int32)
+    sizes = np.zeros((2, count), np.int32)
+    sizes[0] = 1
+    for i, (prompt, response) in enumerate(pairs):
+        tokens[i, : len(prompt)] = prompt
+        tokens[i, len(prompt) : len(prompt) + len(response)] = response
+        sizes[:, i] = len(prompt), len(response)
+    return Rows(tokens, sizes[0], sizes[1])
 
 
 @struct.dataclass

@@ -10,7 +10,8 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-from antisd_jax.model.decoder import ModelConfig, init  # noqa: E402
+from antisd_jax.model.parameters import LayerKind, ModelConfig, init  # noqa: E402
+from antisd_jax.model.rope import Rope  # noqa: E402
 from antisd_jax.model.sharding import MeshConfig, make_mesh  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -19,16 +20,15 @@ SHARED = ROOT.parent / "shared" / "data"
 
 def sharpened(weights):
     """Initial weights scaled up, so that distributions are far from flat and every part matters."""
-    weights = jax.tree.map(lambda x: x * 4 if x.ndim > 2 else x * 1.3, weights)
+    weights = jax.tree.map(lambda x: x * 1.3 if x.ndim < 3 or (x == 1).all() else x * 4, weights)
     wider = None if weights.unembedding is None else weights.unembedding * 12
     return weights.replace(embedding=weights.embedding * 12, unembedding=wider)
 
 
 @pytest.fixture(scope="session")
 def model():
-    return ModelConfig(
-        vocab=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, feed_forward=48, rope_base=1e4, norm_eps=1e-6, tied=False
-    )
+    kinds = (LayerKind(Rope(1e4)),)
+    return ModelConfig(vocab=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, feed_forward=48, kinds=kinds)
 
 
 @pytest.fixture(scope="session")

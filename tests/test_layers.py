@@ -22,12 +22,14 @@ BELOW = {
     "learner": {"types", "arrays", "model", "score", "objective"},
     "checkpoint": {"errors", "types"},
     "log": {"errors"},
-    "steps": {"errors", "types", "arrays", "model", "rollout", "score", "learner", "objective", "text", "rewards"},
+    "steps": {"errors", "types", "arrays", "model", "rollout", "score", "learner", "objective", "text", "tiny", "rewards"},
     "evaluate": {"steps", "model", "rollout", "text", "rewards"},
     "metrics": {"arrays", "objective", "rewards", "text"},
     "plan": {"arrays", "model", "steps"},
     "report": {"errors", "log"},
     "tiny": {"arrays", "model", "score", "text", "types"},
+    "convert": {"errors", "checkpoint", "log", "model"},
+    "score_file": {"errors", "types", "log", "model", "score", "steps", "text"},
     "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},
 }
 TOP = {"train", "cli", "__main__", "__init__"}

@@ -7,7 +7,7 @@ import pytest
 from antisd_jax.config import Config, Method
 from antisd_jax.errors import UserError
 from antisd_jax.learner import OptimConfig, abstract_state, start, update
-from antisd_jax.model.decoder import declare
+from antisd_jax.model.parameters import declare
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import Gate
@@ -140,7 +140,7 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mes
     mask = response_mask(rows.response_lengths, R)
 
     def plain(w):
-        return -(score_rows(model, w, rows, R, 1.0).logprobs * advantage * mask).sum() / rollouts.lengths.sum()
+        return -(score_rows(model, w, rows, R, 1.0)[0].logprobs * advantage * mask).sum() / rollouts.lengths.sum()
 
     expected = jax.grad(plain)(weights)
     state, _ = update(

@@ -1,138 +1,174 @@
+"""The decoder by itself: padding, remat, meshes, parameter counts."""
+
+import functools
 import json
+import math
 
 import jax
 import numpy as np
 import pytest
 from conftest import sharpened
-from safetensors.numpy import load_file, save_file
+from families import OLMO3_7B, QWEN3_8B, QWEN3_30B_A3B, REAL, small
 
+from antisd_jax.arrays import response_mask, token_logprobs
 from antisd_jax.errors import UserError
-from antisd_jax.model import hf
-from antisd_jax.model.decoder import ModelConfig, count, declare, forward, init
-from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, spec
+from antisd_jax.metrics import load_metrics
+from antisd_jax.model.decoder import REMAT, forward
+from antisd_jax.model.moe import mixture
+from antisd_jax.model.parameters import ModelConfig, abstract, count, declare, init
+from antisd_jax.model.rope import Rope
+from antisd_jax.model.settings import parse
+from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, spec, use_mesh
 
-TOKENS = np.random.default_rng(0).integers(0, 40, (3, 150))
-
-
-def write(folder, model, weights, **changes):
-    hf.save_folder(folder, model, weights)
-    settings = hf.config_json(model, eos=2, bos=None, positions=512) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not ...}))
-    return folder
-
-
-def logits(model, weights, tokens=TOKENS):
-    return np.asarray(forward(model, weights, tokens) @ weights.output.T)
+TOKENS = np.random.default_rng(0).integers(0, 40, (8, 150))
+FAMILIES = {
+    "qwen3": parse(small(QWEN3_8B), ""),
+    "qwen3_moe": parse(small(QWEN3_30B_A3B), ""),
+    "olmo3": parse(small(OLMO3_7B), ""),
+}
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("base", [1e4, 5e6])
-def test_logits_equal_those_of_transformers(tmp_path, mesh1, tied, base):
-    torch = pytest.importorskip("torch", reason="comparison with torch needs the 'parity' extra")
-    from transformers import AutoModelForCausalLM
-
-    model = ModelConfig(40, 32, 3, 4, 2, 16, 48, base, 1e-6, tied)
-    weights = sharpened(init(model, 3))
-    theirs = AutoModelForCausalLM.from_pretrained(write(tmp_path, model, weights), dtype=torch.float32).eval()
-    with torch.no_grad():
-        expected = theirs(torch.tensor(TOKENS)).logits.numpy()
-    assert np.abs(expected).max() > 1
-    loaded = hf.load_weights(tmp_path, hf.load_config(tmp_path), mesh1)
-    assert np.abs(logits(model, loaded) - expected).max() < 1e-4
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    c = FAMILIES[request.param]
+    return c, sharpened(init(c, 5))
 
 
-def test_the_rope_base_matters_at_this_length(model, weights):
-    other = ModelConfig(**{**model.__dict__, "rope_base": 5e6})
-    assert np.abs(logits(model, weights) - logits(other, weights)).max() > 1e-2
+def logits(c, weights, tokens=TOKENS):
+    return np.asarray(jax.jit(lambda w, t: forward(c, w, t)[0] @ w.output.T)(weights, tokens))
 
 
-def test_padding_to_the_right_changes_nothing_before_it(model, weights):
+def test_the_rope_base_matters_at_this_length(family):
+    c, weights = family
+    kinds = tuple(type(k)(Rope(1e7, k.rope.yarn), k.window) for k in c.kinds)
+    other = ModelConfig(**{**c.__dict__, "kinds": kinds})
+    assert np.abs(logits(c, weights) - logits(other, weights)).max() > 1e-2
+
+
+def test_the_window_and_yarn_matter_at_this_length():
+    c = FAMILIES["olmo3"]
+    weights = sharpened(init(c, 5))
+    for change in (lambda k: type(k)(k.rope, None), lambda k: type(k)(Rope(k.rope.base), k.window)):
+        other = ModelConfig(**{**c.__dict__, "kinds": tuple(map(change, c.kinds))})
+        assert np.abs(logits(c, weights) - logits(other, weights))[:, 64:].max() > 1e-2
+
+
+def test_padding_to_the_right_changes_nothing_before_it(family):
+    c, weights = family
     changed = TOKENS.copy()
     changed[:, 100:] = 0
-    assert (logits(model, weights)[:, :100] == logits(model, weights, changed)[:, :100]).all()
+    assert np.abs(logits(c, weights)[:, :100] - logits(c, weights, changed)[:, :100]).max() < 1e-4
 
 
-def test_parameter_count_of_qwen3_8b_from_shapes_alone():
-    assert count(ModelConfig(151936, 4096, 36, 32, 8, 128, 12288, 1e6, 1e-6, False)) == 8_190_735_360
+def gradient_of(c, remat="none"):
+    """A compiled (weights, tokens) → ((loss, (logits, load)), gradient) over the first 140 tokens of each row."""
+
+    def loss(w, tokens):
+        hidden, kept = forward(c, w, tokens, np.full(8, 140), remat=remat)
+        logp, _ = token_logprobs(hidden[:, :139], w.output, tokens[:, 1:140], 1.0)
+        return logp.mean(), (hidden[:, :140] @ w.output.T, kept.load)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def test_round_trip_through_a_folder_is_bit_identical(tmp_path, model, weights, mesh1):
-    loaded = hf.load_weights(write(tmp_path, model, weights), model, mesh1)
-    assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(jax.tree.leaves(weights), jax.tree.leaves(loaded)))
+@pytest.fixture(scope="module")
+def reference():
+    """Each family's on one device, keeping everything."""
+    return functools.cache(lambda name: gradient_of(FAMILIES[name])(sharpened(init(FAMILIES[name], 5)), TOKENS))
 
 
-def test_both_spellings_of_the_rope_base_are_read(tmp_path, model, weights):
-    write(tmp_path, model, weights, rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 5e6})
-    assert hf.load_config(tmp_path).rope_base == 5e6
+def same(a, b, tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.abs(np.asarray(x) - np.asarray(y)).max() <= tolerance * np.abs(np.asarray(x)).max()
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"model_type": "llama"}, "model_type is 'llama', wanted 'qwen3'"),
-        ({"head_dim": ...}, "field 'head_dim' is missing"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling is"),
-        ({"rope_theta": ...}, "neither rope_theta nor"),
-        ({"attention_bias": True}, "attention_bias is True, supported: False"),
-    ],
-)
-def test_an_unsupported_config_is_refused(tmp_path, model, weights, changes, message):
-    with pytest.raises(UserError, match=message):
-        hf.load_config(write(tmp_path, model, weights, **changes))
+@pytest.mark.parametrize("remat", [r for r in REMAT if r != "none"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_remat_does_not_change_the_gradient(reference, name, remat):
+    c = FAMILIES[name]
+    same(reference(name)[1], gradient_of(c, remat)(sharpened(init(c, 5)), TOKENS)[1], 1e-4)
 
 
-def change(folder, edit):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    edit(tensors)
-    save_file(tensors, path)
+def test_each_remat_policy_keeps_less_than_the_one_before():
+    c = parse(small(QWEN3_8B, num_hidden_layers=16), "")
+
+    def temporaries(remat):
+        gradient = jax.jit(jax.grad(lambda w: forward(c, w, np.resize(TOKENS, (8, 256)), remat=remat)[0].sum()))
+        weights = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.float32), declare(c))
+        return gradient.lower(weights).compile().memory_analysis().temp_size_in_bytes
+
+    sizes = [temporaries(r) for r in REMAT]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes), sizes
+    weights = 4 * count(c)
+    assert sizes[-1] < sizes[0] / 3 and sizes[-1] > weights, (sizes, weights)
 
 
-@pytest.mark.parametrize(
-    "edit, message",
-    [
-        (lambda t: t.pop("model.norm.weight"), "tensors missing: model.norm.weight; tensors unexpected: none"),
-        (lambda t: t.update(extra=np.zeros(1, np.float32)), "tensors missing: none; tensors unexpected: extra"),
-        (
-            lambda t: t.update({"model.norm.weight": np.zeros(3, np.float32)}),
-            r"model.norm.weight has shape \[3\], config.json wants \[32\]",
-        ),
-        (
-            lambda t: t.update({"model.norm.weight": np.full(32, np.nan, np.float32)}),
-            "model.norm.weight holds 32 values that are NaN",
-        ),
-    ],
-)
-def test_every_tensor_is_accounted_for(tmp_path, model, weights, mesh1, edit, message):
-    change(write(tmp_path, model, weights), edit)
-    with pytest.raises(UserError, match=message):
-        hf.load_weights(tmp_path, model, mesh1)
+# data, fsdp, tensor, expert
+MESHES = [(name, mesh) for name in FAMILIES for mesh in ((8,), (1, 8), (2, 2, 2))] + [("olmo3", (1, 2, 4))]
+MESHES += [("qwen3_moe", mesh) for mesh in ((2, 1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8), (1, 2, 1, 4))]
 
 
-def test_a_half_written_file_is_refused(tmp_path, model, weights, mesh1):
-    path = write(tmp_path, model, weights) / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a complete safetensors file"):
-        hf.load_weights(tmp_path, model, mesh1)
-    path.unlink()
-    with pytest.raises(UserError, match="has no model.safetensors"):
-        hf.load_weights(tmp_path, model, mesh1)
+@pytest.mark.parametrize("name, mesh", MESHES)
+def test_the_same_logits_and_gradients_on_every_mesh(reference, name, mesh):
+    c, mesh = FAMILIES[name], make_mesh(MeshConfig(*mesh))
+    (_, (expected, load)), gradient = reference(name)
+    with use_mesh(mesh):
+        placed = jax.device_put(sharpened(init(c, 5)), param_shardings(mesh, declare(c)))
+        (_, (got, load_got)), gradient_got = gradient_of(c)(placed, TOKENS)
+    assert np.abs(np.asarray(got) - np.asarray(expected)).max() < 1e-4
+    same(load, load_got, 0)
+    same(gradient, gradient_got, 1e-3)
 
 
-def test_stop_tokens_come_from_the_generation_config(tmp_path, model, weights):
-    write(tmp_path, model, weights)
-    assert hf.stop_tokens(tmp_path) == (2,)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
-    assert hf.stop_tokens(tmp_path) == (5, 2)
+def test_no_token_is_dropped_when_all_choose_the_same_experts():
+    """Expert e multiplies by e + 1: every token must come back from both of its experts, on one device and on eight."""
+    eye = np.eye(8, dtype=np.float32)
+    scale = np.arange(1, 9, dtype=np.float32)[:, None, None]
+    x = np.abs(np.random.default_rng(0).normal(size=(8, 30, 8))).astype(np.float32) + 20  # silu(x) is x to the last bit
+    chosen = np.broadcast_to(np.array([6, 1]), (8, 30, 2))
+    probabilities = np.broadcast_to(np.array([0.75, 0.25], np.float32), (8, 30, 2))
+    gate, up, down = eye + 0 * scale, 0 * scale + 1 / 8 / x.mean() * np.ones((8, 8), np.float32), eye * scale
+    expected = x * (x.sum(-1, keepdims=True) / 8 / x.mean()) * (0.75 * 7 + 0.25 * 2)
+    assert np.allclose(mixture(x, probabilities, chosen, gate, up, down), expected, rtol=1e-5)
+    for shape in (MeshConfig(1, 1, 1, 8), MeshConfig(1, 2, 2, 2)):
+        with use_mesh(make_mesh(shape)):
+            assert np.allclose(jax.jit(mixture)(x, probabilities, chosen, gate, up, down), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(2, 4), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2)])
-def test_the_same_logits_on_every_mesh(model, weights, mesh):
-    mesh = make_mesh(mesh)
-    placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
-    tokens = np.resize(TOKENS, (8, 150))
-    got = jax.jit(lambda w, t: forward(model, w, t) @ w.output.T)(placed, tokens)
-    assert np.abs(np.asarray(got) - logits(model, weights, tokens)).max() < 1e-4
+def test_the_load_counts_real_tokens_once_an_expert():
+    c = FAMILIES["qwen3_moe"]
+    lengths = np.arange(8) * 20 + 3
+    _, kept = forward(c, sharpened(init(c, 5)), TOKENS, lengths)
+    load = np.asarray(kept.load)
+    assert (load.sum(axis=1) == lengths.sum() * c.experts.per_token).all()
+    assert (load <= lengths.sum()).all()
+    assert response_mask(lengths, 150).sum() == lengths.sum()
+
+
+def test_load_metrics_by_hand():
+    got = load_metrics(np.array([[2, 2, 2, 2], [8, 0, 0, 0]]))
+    assert got == {"moe/load_max": 2.5, "moe/load_entropy": 0.5, "moe/idle_experts": 3 / 8}
+
+
+COUNTS = {
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen3-4B-Instruct-2507": 4_022_468_096,
+    "Olmo-3-7B-Instruct": 7_298_011_136,
+    "Olmo-3-7B-Think": 7_298_011_136,
+    "Qwen3-30B-A3B": 30_532_122_624,
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_parameter_counts_of_the_real_configs_from_shapes_alone(name):
+    c = parse(json.loads(json.dumps(REAL[name])), name)
+    assert count(c) == COUNTS[name]
+    mesh = make_mesh(MeshConfig(1, 2, 2, 2 if c.experts else 1), jax.devices()[: 8 if c.experts else 4])
+    shapes = abstract(c, mesh)
+    local = sum(math.prod(w.sharding.shard_shape(w.shape)) for w in jax.tree.leaves(shapes))
+    assert COUNTS[name] / mesh.size <= local < COUNTS[name] / mesh.size * 1.001
+    hidden, _ = jax.eval_shape(lambda w, t: forward(c, w, t, remat="full"), shapes, jax.ShapeDtypeStruct((2, 4096), np.int32))
+    assert hidden.shape == (2, 4096, c.width)
 
 
 def test_two_axes_of_one_array_on_one_mesh_axis_are_an_error():
@@ -141,7 +177,10 @@ def test_two_axes_of_one_array_on_one_mesh_axis_are_an_error():
 
 
 def test_a_mesh_that_does_not_fit_is_refused(model):
-    with pytest.raises(UserError, match="does not fit 8 devices"):
+    with pytest.raises(UserError, match="data 3 × fsdp 1 × tensor 1 × expert 1 does not fit 8 devices"):
         make_mesh(MeshConfig(3))
     with pytest.raises(UserError, match="k_proj.weight has 2 kv_heads, not divisible by tensor = 4"):
         param_shardings(make_mesh(MeshConfig(1, 2, 4)), declare(model))
+    with pytest.raises(UserError, match="gate_proj.weight has 16 experts, not divisible by expert = 32"):
+        c = FAMILIES["qwen3_moe"]
+        param_shardings(jax.sharding.AbstractMesh((1, 1, 32, 1), ("data", "fsdp", "expert", "tensor")), declare(c))

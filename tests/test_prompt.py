@@ -16,7 +16,7 @@ TEXTS = ["a \\boxed{41}", "b \\boxed{42}", "c \\boxed{42}", "d \\boxed{41}"]
 GRADES = [WRONG, RIGHT, RIGHT, WRONG]
 
 
-@pytest.fixture(scope="module", params=[tok.PLAIN, tok.THINKING], ids=["plain", "thinking"])
+@pytest.fixture(scope="module", params=tok.TEMPLATES)
 def folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     corpus = [PROBLEM.problem, "Your previous attempt: is correct. Solve the problem again, step by step. Please reason"]
@@ -26,7 +26,12 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def prompts(folder):
-    return Prompts(load_tokenizer(folder), PromptConfig())
+    return Prompts(load_tokenizer(folder), PromptConfig(thinking=template(folder) == "think"))
+
+
+def template(folder) -> str:
+    text = (folder / "chat_template.jinja").read_text()
+    return next(name for name, t in tok.TEMPLATES.items() if t == text)
 
 
 def context(prompts, which=0, problem=PROBLEM, texts=TEXTS, grades=GRADES, budget=10_000, seed=0):
@@ -39,19 +44,31 @@ def test_the_student_sees_the_problem_and_the_instruction(prompts):
     assert "<|im_start|>assistant\n" in text
 
 
-def test_teacher_and_student_end_alike(prompts):
+MODES = {"plain": (False,), "hybrid": (False, True), "think": (True,)}
+
+
+def test_teacher_and_student_end_alike(folder, prompts):
     """Both prompts hand over to the assistant in the same mode, empty thought included: no token of the response is an outlier."""
-    for thinking in (False, True):
+    for thinking in MODES[template(folder)]:
         p = Prompts(prompts.tokenizer, PromptConfig(thinking=thinking))
         a, b = (p.tokenizer.decode(i) for i in (p.student(PROBLEM.problem), p.teacher(PROBLEM.problem, "x", RIGHT.feedback)))
         assert a.rpartition("<|im_end|>")[2] == b.rpartition("<|im_end|>")[2]
 
 
-def test_the_empty_thought_follows_the_thinking_switch(folder, prompts):
-    has = "<think>" in prompts.tokenizer.decode(prompts.student("x"))
-    assert has == ("think>" in (folder / "chat_template.jinja").read_text())
-    on = Prompts(prompts.tokenizer, PromptConfig(thinking=True))
-    assert "<think>" not in on.tokenizer.decode(on.student("x"))
+def test_the_thinking_switch_does_what_the_template_says(folder, prompts):
+    ends = {"plain": ("assistant\n", None), "hybrid": ("</think>\n\n", "assistant\n"), "think": (None, "<think>")}[template(folder)]
+    for thinking, end in zip((False, True), ends):
+        if end is not None:
+            p = Prompts(prompts.tokenizer, PromptConfig(thinking=thinking))
+            assert p.tokenizer.decode(p.student("x")).endswith(end)
+
+
+def test_a_thinking_mode_that_the_template_does_not_have_is_refused(folder, prompts):
+    wrong = {"plain": (True, "has no thinking mode"), "think": (False, "opens a thought: this model needs --prompt.thinking=true")}
+    if template(folder) in wrong:
+        thinking, message = wrong[template(folder)]
+        with pytest.raises(UserError, match=message):
+            Prompts(prompts.tokenizer, PromptConfig(thinking=thinking))
 
 
 def test_the_teacher_sees_a_sibling_and_the_feedback_on_the_rollout_itself(prompts):
@@ -85,13 +102,13 @@ def test_the_sibling_is_drawn_from_all_correct_ones(prompts):
     ],
 )
 def test_sources_are_tried_in_order(prompts, sources, solution, expected):
-    p = Prompts(prompts.tokenizer, PromptConfig(sources=sources))
+    p = Prompts(prompts.tokenizer, replace(prompts.config, sources=sources))
     assert p.solution(replace(PROBLEM, solution=solution), ["x"] * 2, [WRONG] * 2, 0, None) == expected
 
 
 def test_only_the_solution_is_shortened_to_its_budget(prompts):
     long = replace(PROBLEM, solution="start " + "so it goes on and on " * 200 + "end")
-    p = Prompts(prompts.tokenizer, PromptConfig(sources=("solution",), solution_tokens=100))
+    p = Prompts(prompts.tokenizer, replace(prompts.config, sources=("solution",), solution_tokens=100))
     c = context(p, problem=long)
     text = p.tokenizer.decode(c.ids)
     assert c.shortened and c.source == "solution"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from antisd_jax.arrays import named_key
-from antisd_jax.model.decoder import declare, forward
+from antisd_jax.model.decoder import forward
+from antisd_jax.model.parameters import declare
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, place_rows
 from antisd_jax.rollout.engine import generate
 from antisd_jax.rollout.sampling import Sampling, sample_token, truncate
@@ -35,7 +36,7 @@ def sample(model, weights, prompts=PROMPTS, ids=IDS, key=None, s=Sampling(), sto
 @partial(jax.jit, static_argnums=(0, 5))
 def next_token(model, weights, row, n, key, s):
     """A full forward pass over everything said so far, row [6 + R] with n tokens."""
-    return sample_token(key, (forward(model, weights, row[None]) @ weights.output.T)[0, n - 1], s)
+    return sample_token(key, (forward(model, weights, row[None])[0] @ weights.output.T)[0, n - 1], s)
 
 
 def naive(model, weights, prompt, pid, sid, s, stop):

@@ -7,7 +7,8 @@ from conftest import ROOT
 from antisd_jax import config
 from antisd_jax.arrays import named_key
 from antisd_jax.model import hf
-from antisd_jax.model.decoder import count
+from antisd_jax.model.parameters import count
+from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig
 from antisd_jax.rewards import countdown as grader
 from antisd_jax.rewards.pool import Pool
@@ -56,7 +57,7 @@ def test_the_shipped_problems_are_what_the_seed_makes_and_held_out_ones_are_unse
 
 
 def test_the_shipped_model_is_small_and_its_tokenizer_exact():
-    model = hf.load_config(HERE / "model")
+    model = load_config(HERE / "model")
     assert count(model) < 2_000_000
     tokenizer = load_tokenizer(HERE / "model")
     prompts, rng = Prompts(tokenizer, tok.WORDING), np.random.default_rng(1)
@@ -81,7 +82,7 @@ def test_pretraining_learns_and_writes_a_complete_folder(tmp_path, capsys, mesh1
     main([f"--output={tmp_path}", "--steps=8"])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert losses[-1] < losses[0]
-    hf.load_weights(tmp_path / "model", hf.load_config(tmp_path / "model"), mesh1)
+    hf.load_weights(tmp_path / "model", load_config(tmp_path / "model"), mesh1)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (tmp_path / "model" / name).read_bytes() == (HERE / "model" / name).read_bytes()
     assert (tmp_path / "train.jsonl").read_bytes() == (HERE / "train.jsonl").read_bytes()
@@ -90,7 +91,8 @@ def test_pretraining_learns_and_writes_a_complete_folder(tmp_path, capsys, mesh1
 def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(mesh1):
     """After a failed trial: "Wait" has u < 0 and is rewarded, "So", which answers without having found it, has u > 0."""
     c = config.load([str(ROOT / "configs" / "smoke.yaml")], [])
-    policy, weights = build(replace(c, mesh=MeshConfig(8)))
+    policy, source = build(replace(c, mesh=MeshConfig(8)))
+    weights = hf.load_weights(source, policy.model, policy.mesh)
     problems = read_problems(policy, c.data, "data")[:32]
     rollouts = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
     with Pool(c.reward) as pool:

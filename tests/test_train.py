@@ -20,7 +20,8 @@ from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.errors import UserError
 from antisd_jax.learner import abstract_state
 from antisd_jax.log import CLOCKED, lock_folder, read_jsonl
-from antisd_jax.model import hf
+from antisd_jax.model.parameters import abstract
+from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh
 from antisd_jax.tiny import HERE
 from antisd_jax.tiny import tokenizer as tok
@@ -51,7 +52,7 @@ def final_weights(folder, step):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     checkpoints = Checkpoints(folder / "checkpoints", config.Config().checkpoint)
     optim = config.load([SMOKE], SMALL).optim
-    state, _ = checkpoints.restore(step, abstract_state(hf.abstract(hf.load_config(HERE / "model"), mesh), optim, mesh))
+    state, _ = checkpoints.restore(step, abstract_state(abstract(load_config(HERE / "model"), mesh), optim, mesh))
     checkpoints.close()
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
 
@@ -232,14 +233,14 @@ def put_nan(folder):
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
         (lambda f: (f / "chat_template.jinja").unlink(), "has no chat template"),
         (put_nan, "model.norm.weight holds 1 values that are NaN"),
-        (lambda f: tok.save(tok.trained_tokenizer(["x"], 300), f, tok.PLAIN), "token ids up to .* for a model with vocab_size"),
+        (lambda f: tok.save(tok.trained_tokenizer(["x"], 300), f), "token ids up to .* for a model with vocab_size"),
     ],
 )
 def test_a_broken_model_folder_is_one_clear_error_and_loses_nothing(tmp_path, edit, message):
     run = tmp_path / "run"
     with pytest.raises(UserError, match=message):
         train(small(run, broken_model(tmp_path, edit)))
-    assert not (run / "checkpoints").exists()
+    assert not any((run / "checkpoints").glob("[0-9]*"))
 
 
 def test_an_output_that_cannot_be_written_is_refused(tmp_path):
@@ -275,18 +276,35 @@ def corpus(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("thinking", [False, True])
-@pytest.mark.parametrize("sources", ["solution", "answer", "feedback"])
-def test_real_text_runs_with_every_source_of_context(tmp_path, corpus, sources, thinking):
-    make(str(corpus), tmp_path / "model", vocab=400, width=32, thinking=thinking)
-    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", "eval.every=0", "steps=3"]
-    options += [f"prompt.sources=[sibling, {sources}]", "problems=8", "samples=2", "lengths.prompt=160", "lengths.response=16"]
-    train(config.load([str(ROOT / "configs" / "math.yaml")], options))
-    rows = metrics(tmp_path / "run")
-    assert [row[f"antisd/context/{sources}"] for row in rows] == [1.0] * 3
+SHIPPED = [
+    ("qwen3_8b", "qwen3", "hybrid", "solution"),
+    ("qwen3_4b_instruct_2507", "qwen3", "plain", "answer"),
+    ("olmo3_7b_instruct", "olmo3", "plain", "feedback"),
+    ("olmo3_7b_think", "olmo3", "think", "solution"),
+    ("qwen3_30b_a3b", "qwen3_moe", "hybrid", "feedback"),
+]
+
+
+def test_every_shipped_model_is_listed_here():
+    assert sorted(name for name, *_ in SHIPPED) == sorted(p.stem for p in (ROOT / "configs" / "models").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name, family, template, source", SHIPPED)
+def test_every_shipped_model_config_trains_a_small_relative(tmp_path, corpus, name, family, template, source):
+    """On real text, with each source of context, its own thinking mode, remat and dtype, on eight devices."""
+    make(str(corpus), tmp_path / "model", vocab=400, width=32, family=family, template=template)
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", "steps=3", "method.gate.warmup=2"]
+    options += [f"eval.data.path={corpus}", "eval.every=3", "eval.data.limit=8", "eval.response=24", "eval.samples=2"]
+    options += ["problems=8", "samples=2", "lengths.prompt=160", "lengths.context=768", "lengths.response=16", "optim.lr=1e-3"]
+    options += [f"prompt.sources=[sibling, {source}]", "mesh.expert=2" if family == "qwen3_moe" else "mesh.fsdp=2"]
+    train(config.load([str(ROOT / "configs" / "models" / f"{name}.yaml")], options))
+    rows = metrics(tmp_path / "run")[1:]
+    assert [row[f"antisd/context/{source}"] for row in rows] == [1.0] * 3
     assert [row["antisd/context/acting"] for row in rows] == [1.0] * 3
     assert [row["antisd/gate/open"] for row in rows[:2]] == [1.0, 1.0] and rows[0]["antisd/lambda"] == 0.0
     assert "antisd/gate/level" in rows[2] and rows[2]["antisd/u_abs_mean"] > 0
+    assert [("moe/load_max" in row) for row in rows] == [family == "qwen3_moe"] * 3
+    assert rows[2]["eval/response_length"] > 16
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
@@ -316,11 +334,11 @@ def test_a_small_file_gives_a_repeated_problem_fresh_samples(tmp_path):
 def test_the_final_weights_can_be_restored_onto_another_mesh(tmp_path):
     c = small(tmp_path, "steps=2", "eval.every=0")
     train(c)
-    model = hf.load_config(HERE / "model")
+    model = load_config(HERE / "model")
     states = []
     for mesh in (make_mesh(MeshConfig(), jax.devices()[:1]), make_mesh(MeshConfig(2, 4))):
         checkpoints = Checkpoints(tmp_path / "checkpoints", c.checkpoint)
-        states.append(checkpoints.restore(2, abstract_state(hf.abstract(model, mesh), c.optim, mesh))[0])
+        states.append(checkpoints.restore(2, abstract_state(abstract(model, mesh), c.optim, mesh))[0])
         checkpoints.close()
     for a, b in zip(*map(jax.tree.leaves, states)):
         assert (np.asarray(a) == np.asarray(b)).all()

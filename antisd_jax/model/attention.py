@@ -2,6 +2,7 @@
 
 Shape letters: B rows, T tokens, H query heads, K key/value heads, N = H // K query heads a key/value head, C head channels,
 P problems, G samples a problem, S prompt tokens, R response tokens. Query head h reads key/value head h // N.
+A window of W tokens lets position i see positions i − W + 1 … i.
 """
 
 from functools import partial
@@ -9,44 +10,117 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from antisd_jax.model.sharding import on_shards, platform
+
 HIDDEN = -1e30  # a masked score: finite, so that a fully masked row stays a number
+CHUNK = 128  # queries whose scores exist at one time on the CPU
+SEGMENTS = 16  # stretches of queries, each against its own prefix only
+LANES = 128  # a TPU kernel's sequences are multiples of this
 
 
-def causal_attention(q, k, v):
-    """softmax(q·kᵀ/√C + causal mask)·v. q [B T H C], k and v [B T K C] → [B T H C].
+def attention(q, k, v, lengths, window: int | None = None):
+    """softmax(q·kᵀ/√C + causal or windowed mask)·v. q [B T H C], k and v [B T K C], lengths [B] → [B T H C].
 
-    Rows are right-padded, so causality alone hides the padding from every real token. On accelerators the library's
-    kernel; on the CPU query chunks of at least 64 tokens, each against its own prefix and recomputed in the backward pass.
+    Rows are right-padded: row b is lengths[b] tokens long and what stands at and beyond that is finite and meaningless.
+    TPU: the splash kernel. GPU: cuDNN in 16-bit types. Elsewhere query chunks against their prefix, in memory linear in T.
     """
-    if jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    on = platform()
+    if on == "tpu":
+        return splash(q, k, v, lengths, window)
+    if on == "gpu" and q.dtype.itemsize == 2:
+        return library(q, k, v, lengths, window, "cudnn")
+    return chunked(q, k, v, window)
+
+
+def library(q, k, v, lengths, window, implementation: str):
+    """JAX's own attention."""
+    seen = None if window is None else (window - 1, 0)
+    sizes = dict(query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=seen, implementation=implementation, **sizes)
+
+
+def splash(q, k, v, lengths, window, interpret: bool = False):
+    """The TPU kernel, on each device's own rows and heads; padding is a segment of its own."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    t = q.shape[1]
+    size = -(-t // LANES) * LANES
+    mask = masks.CausalMask((size, size)) if window is None else masks.LocalMask((size, size), (window - 1, 0), 0)
+    block = next(b for b in (512, 256, 128) if size % b == 0)
+    whole = dict(block_q=block, block_kv=block, block_kv_compute=block)
+    backward = dict(block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
+
+    def local(q, k, v, lengths):
+        run = kernel.make_splash_mha(
+            masks.MultiHeadMask([mask] * q.shape[2]),
+            head_shards=1,
+            q_seq_shards=1,
+            block_sizes=kernel.BlockSizes(**whole, **backward),
+            residual_checkpoint_name="attention",
+            interpret=interpret,
+        )
+
+        def row(q, k, v, length):
+            segment = (jnp.arange(size) < length).astype(jnp.int32)
+            q, k, v = (jnp.pad(x, ((0, size - t), (0, 0), (0, 0))).transpose(1, 0, 2) for x in (q, k, v))
+            return run(q, k, v, kernel.SegmentIds(segment, segment)).transpose(1, 0, 2)[:t]
+
+        return jax.vmap(row)(q, k, v, lengths)
+
+    heads, kv_heads = ("rows", None, "heads", None), ("rows", None, "kv_heads", None)
+    scaled = q * q.shape[-1] ** -0.5
+    return on_shards(local, (heads, kv_heads, kv_heads, ("rows",)), heads)(scaled, k, v, lengths)
+
+
+def chunked(q, k, v, window):
+    """Plain XLA: at most SEGMENTS stretches of queries, each against the keys it can see, in chunks of CHUNK queries.
+
+    Causality alone hides the padding. Chunks are recomputed in the backward pass.
+    """
     b, t, h, c = q.shape
     kv = k.shape[2]
     n = h // kv
-    q = (q * c**-0.5).reshape(b, t, kv, n, c).transpose(0, 2, 1, 3, 4).reshape(b, kv, t * n, c)
+    q = (q * c**-0.5).reshape(b, t, kv, n, c).transpose(0, 2, 1, 3, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    chunk = max(64, -(-t // 16))
+    stretch = max(64, -(-t // SEGMENTS))
+    if stretch > CHUNK:
+        stretch = -(-stretch // CHUNK) * CHUNK
     out = []
-    for start in range(0, t, chunk):
-        end = min(start + chunk, t)
-        out.append(_prefix_attention(q[:, :, start * n : end * n], k[:, :, :end], v[:, :, :end], n, start))
-    return jnp.concatenate(out, axis=2).reshape(b, kv, t, n, c).transpose(0, 2, 1, 3, 4).reshape(b, t, h, c)
+    for start in range(0, t, stretch):
+        end = min(start + stretch, t)
+        first = 0 if window is None else max(0, start - window + 1)
+        out.append(_stretch(q[:, :, start:end], k[:, :, first:end], v[:, :, first:end], start - first, window))
+    return jnp.concatenate(out, axis=2).transpose(0, 2, 1, 3, 4).reshape(b, t, h, c)
 
 
-@partial(jax.checkpoint, static_argnums=(3, 4))
-def _prefix_attention(q, k, v, n: int, start: int):
-    """q [B K X·N C], X query tokens from `start` on with their N heads; k, v [B K Y C] from token 0 → [B K X·N C]."""
-    scores = jnp.einsum("bkqc,bksc->bkqs", q, k, preferred_element_type=jnp.float32)
-    position = start + jnp.arange(q.shape[2]) // n
-    scores = jnp.where(position[:, None] >= jnp.arange(k.shape[2]), scores, HIDDEN)
-    return jnp.einsum("bkqs,bksc->bkqc", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v)
+def _stretch(q, k, v, offset: int, window):
+    """q [B K X N C], whose first query stands at key `offset`; k, v [B K Y C] → [B K X N C]."""
+    b, kv, x, n, c = q.shape
+    if x <= CHUNK:
+        return _chunk(q, k, v, offset, window)
+    chunks = -(-x // CHUNK)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, chunks * CHUNK - x), (0, 0), (0, 0)))
+    q = jnp.moveaxis(q.reshape(b, kv, chunks, CHUNK, n, c), 2, 0)
+    out = jax.lax.map(lambda a: _chunk(a[0], k, v, offset + a[1] * CHUNK, window), (q, jnp.arange(chunks)))
+    return jnp.moveaxis(out, 0, 2).reshape(b, kv, chunks * CHUNK, n, c)[:, :, :x]
 
 
-def decode_attention(q, prompt_kv, response_kv, prompt_mask, step):
+@partial(jax.checkpoint, static_argnums=4)
+def _chunk(q, k, v, offset, window):
+    b, kv, x, n, c = q.shape
+    scores = jnp.einsum("bkqc,bksc->bkqs", q.reshape(b, kv, x * n, c), k, preferred_element_type=jnp.float32)
+    back = (offset + jnp.arange(x * n) // n)[:, None] - jnp.arange(k.shape[2])  # how far behind its query a key stands
+    seen = back >= 0 if window is None else (back >= 0) & (back < window)
+    weights = jax.nn.softmax(jnp.where(seen, scores, HIDDEN), axis=-1).astype(v.dtype)
+    return jnp.einsum("bkqs,bksc->bkqc", weights, v).reshape(b, kv, x, n, c)
+
+
+def decode_attention(q, prompt_kv, response_kv, prompt_lengths, step, window: int | None = None):
     """One new token a sample against its problem's prompt and its own response so far.
 
     q [P G H C]; prompt k, v [P S K C], shared by the G samples; response k, v [P G R K C], filled up to and including
-    `step`; prompt_mask [P S] → [P G H C]. Scores and softmax in float32.
+    `step`; prompt_lengths [P] → [P G H C]. Scores and softmax in float32.
     """
     p, g, h, c = q.shape
     (pk, pv), (rk, rv) = prompt_kv, response_kv
@@ -55,8 +129,13 @@ def decode_attention(q, prompt_kv, response_kv, prompt_mask, step):
     f32 = dict(preferred_element_type=jnp.float32)
     on_prompt = jnp.einsum("pgknc,pskc->pgkns", q, pk, **f32)
     on_response = jnp.einsum("pgknc,pgrkc->pgknr", q, rk, **f32)
-    on_prompt = jnp.where(prompt_mask[:, None, None, None, :], on_prompt, HIDDEN)
-    on_response = jnp.where(jnp.arange(rk.shape[2]) <= step, on_response, HIDDEN)
+    place, index = jnp.arange(pk.shape[1]), jnp.arange(rk.shape[2])
+    in_prompt, in_response = place < prompt_lengths[:, None], index <= step
+    if window is not None:
+        in_prompt &= prompt_lengths[:, None] + step - place < window
+        in_response &= step - index < window
+    on_prompt = jnp.where(in_prompt[:, None, None, None, :], on_prompt, HIDDEN)
+    on_response = jnp.where(in_response, on_response, HIDDEN)
     weights = jax.nn.softmax(jnp.concatenate([on_prompt, on_response], axis=-1), axis=-1).astype(q.dtype)
     w_prompt, w_response = jnp.split(weights, [pk.shape[1]], axis=-1)
     out = jnp.einsum("pgkns,pskc->pgknc", w_prompt, pv) + jnp.einsum("pgknr,pgrkc->pgknc", w_response, rv)

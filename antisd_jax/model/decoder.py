@@ -1,140 +1,46 @@
-"""A Qwen3 decoder as one weight pytree and three pure functions of it.
+"""The decoder of Qwen3, Qwen3-MoE and Olmo-3: two pure functions of one weight pytree. Families differ in their numbers alone.
 
-Every parameter is declared once, in `declare`; abstract shapes, initial values, shardings, Hugging Face names and the
-checkpoint's structure are readings of that declaration.
 Shape letters: B rows, T tokens, V vocabulary, D width, H query heads, K key/value heads, C head channels,
-F feed-forward width, L layers, P problems, G samples a problem, S prompt tokens, R response tokens.
+F feed-forward width, L layers, E experts, P problems, G samples a problem, S prompt tokens, R response tokens.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
-from antisd_jax.arrays import named_key
-from antisd_jax.model.attention import causal_attention, decode_attention
+from antisd_jax.model.attention import attention, decode_attention
+from antisd_jax.model.moe import load, mixture, route
+from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights
 from antisd_jax.model.rope import rotate
+from antisd_jax.model.sharding import constrain
 
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The numbers of one architecture, as read from its config.json."""
-
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    feed_forward: int
-    rope_base: float
-    norm_eps: float
-    tied: bool
-
-
-@dataclass(frozen=True)
-class Param:
-    """One declared parameter.
-
-    axes are logical names, one a dimension. hf is the Hugging Face tensor name, with {layer} where the leading
-    "layers" dimension is one tensor a layer. inputs counts the dimensions (after "layers") contracted with the
-    activation: Hugging Face stores such a matrix as [out, in], we as [in…, out…]; 0 means stored as it is.
-    """
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    hf: str
-    inputs: int = 0
-    std: float | None = None  # None: ones
+# What the backward pass finds of a layer instead of computing it again.
+REMAT = {
+    "none": None,  # everything
+    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # the projections' outputs
+    "attention": checkpoint_policies.save_only_these_names("attention"),  # attention's output
+    "full": checkpoint_policies.nothing_saveable,  # the layer's input alone
+}
 
 
 @struct.dataclass
-class Layers:
-    """All layers' parameters, stacked on a leading L."""
+class Kept:
+    """What a forward pass keeps besides the hidden states."""
 
-    attention_norm: Any  # [L D]
-    query: Any  # [L D H C]
-    key: Any  # [L D K C]
-    value: Any  # [L D K C]
-    query_norm: Any  # [L C]
-    key_norm: Any  # [L C]
-    out: Any  # [L H C D]
-    mlp_norm: Any  # [L D]
-    gate: Any  # [L D F]
-    up: Any  # [L D F]
-    down: Any  # [L F D]
-
-
-@struct.dataclass
-class Weights:
-    """A whole model; `unembedding` is None when it is tied to `embedding`."""
-
-    embedding: Any  # [V D]
-    layers: Layers
-    norm: Any  # [D]
-    unembedding: Any  # [V D] or None
-
-    @property
-    def output(self):
-        """[V D], the matrix that turns hidden states into logits."""
-        return self.embedding if self.unembedding is None else self.unembedding
-
-
-def declare(c: ModelConfig) -> Weights:
-    """The declaration: a Weights tree whose leaves are Param."""
-    std = 0.02
-    deep = std / math.sqrt(2 * c.layers)
-
-    def layer(shape, axes, name, inputs=0, std=None):
-        return Param((c.layers, *shape), ("layers", *axes), "model.layers.{layer}." + name + ".weight", inputs, std)
-
-    d, h, k, hd, f = c.width, c.heads, c.kv_heads, c.head_dim, c.feed_forward
-    layers = Layers(
-        attention_norm=layer((d,), ("width",), "input_layernorm"),
-        query=layer((d, h, hd), ("width", "heads", "head"), "self_attn.q_proj", 1, std),
-        key=layer((d, k, hd), ("width", "kv_heads", "head"), "self_attn.k_proj", 1, std),
-        value=layer((d, k, hd), ("width", "kv_heads", "head"), "self_attn.v_proj", 1, std),
-        query_norm=layer((hd,), ("head",), "self_attn.q_norm"),
-        key_norm=layer((hd,), ("head",), "self_attn.k_norm"),
-        out=layer((h, hd, d), ("heads", "head", "width"), "self_attn.o_proj", 2, deep),
-        mlp_norm=layer((d,), ("width",), "post_attention_layernorm"),
-        gate=layer((d, f), ("width", "feed_forward"), "mlp.gate_proj", 1, std),
-        up=layer((d, f), ("width", "feed_forward"), "mlp.up_proj", 1, std),
-        down=layer((f, d), ("feed_forward", "width"), "mlp.down_proj", 1, deep),
-    )
-    table = ("vocab", "width")
-    return Weights(
-        embedding=Param((c.vocab, d), table, "model.embed_tokens.weight", std=std),
-        layers=layers,
-        norm=Param((d,), ("width",), "model.norm.weight"),
-        unembedding=None if c.tied else Param((c.vocab, d), table, "lm_head.weight", std=std),
-    )
-
-
-def count(c: ModelConfig) -> int:
-    """Number of parameters."""
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(declare(c)))
-
-
-def init(c: ModelConfig, seed: int) -> Weights:
-    """Random float32 weights: normal with the declared deviation, norms at one; each tensor's key is its own name."""
-
-    def one(param: Param):
-        if param.std is None:
-            return jnp.ones(param.shape, jnp.float32)
-        return param.std * jax.random.normal(named_key(seed, "init", param.hf), param.shape, jnp.float32)
-
-    return jax.tree.map(one, declare(c))
+    kv: Any = None  # rotated keys and values, two arrays [L B T K C], as the sampler's prompt cache
+    load: Any = None  # [L E] tokens that each expert took, padding left out
 
 
 def rms_norm(x, scale, eps: float):
-    """x / √(mean x² + eps) · scale over the last axis; the mean and the division in float32."""
+    """x / √(mean x² + eps) · scale, over as many trailing axes as `scale` has; in float32, then x's dtype."""
+    axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale.astype(x.dtype)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axes, keepdims=True) + eps)
+    return (wide * scale).astype(x.dtype)
 
 
 def linear(x, w, inputs: int = 1):
@@ -147,32 +53,70 @@ def linear(x, w, inputs: int = 1):
     return (x.reshape(-1, size) @ w.astype(x.dtype).reshape(size, -1)).reshape(*rows, *columns)
 
 
-def _block(c: ModelConfig, w: Layers, x, positions, attend):
-    """One layer. x […, D], positions […]; `attend(q, k, v)` sees rotated q, k and gives […, H, C] and what to keep."""
-    h = rms_norm(x, w.attention_norm, c.norm_eps)
-    q = rotate(rms_norm(linear(h, w.query), w.query_norm, c.norm_eps), positions, c.rope_base)
-    k = rotate(rms_norm(linear(h, w.key), w.key_norm, c.norm_eps), positions, c.rope_base)
-    mixed, kept = attend(q, k, linear(h, w.value))
-    x = x + linear(mixed, w.out, inputs=2)
-    h = rms_norm(x, w.mlp_norm, c.norm_eps)
-    return x + linear(jax.nn.silu(linear(h, w.gate)) * linear(h, w.up), w.down), kept
+def _block(c: ModelConfig, kind: LayerKind, w: Layers, x, positions, real, attend):
+    """One layer. x […, D], positions […]; `attend(q, k, v)` sees rotated q, k and gives […, H, C] and what to keep.
 
-
-def forward(c: ModelConfig, weights: Weights, tokens, *, remat: bool = False, keep_kv: bool = False, dtype=jnp.float32):
-    """Hidden states of right-padded rows: tokens [B T] → [B T D] after the last norm; causal, positions from 0.
-
-    keep_kv: also give each layer's rotated keys and values, two arrays [L B T K C], as the sampler's prompt cache.
-    remat: recompute each layer in the backward pass.
+    Returns (x, what attend kept, the experts' load or None); `real` […] is False at padding.
     """
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
-    def layer(x, w):
-        return _block(c, w, x, positions, lambda q, k, v: (causal_attention(q, k, v), (k, v) if keep_kv else None))
+    def around(sublayer, scale, x):
+        if c.norm_after:
+            out, kept = sublayer(x)
+            return x + rms_norm(out, scale, c.norm_eps), kept
+        out, kept = sublayer(rms_norm(x, scale, c.norm_eps))
+        return x + out, kept
 
-    x = weights.embedding.astype(dtype)[tokens]
-    x, kv = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x, weights.layers)
-    x = rms_norm(x, weights.norm, c.norm_eps)
-    return (x, kv) if keep_kv else x
+    def mix(h):
+        q = rotate(rms_norm(linear(h, w.query), w.query_norm, c.norm_eps), positions, kind.rope)
+        k = rotate(rms_norm(linear(h, w.key), w.key_norm, c.norm_eps), positions, kind.rope)
+        mixed, kept = attend(q, k, linear(h, w.value))
+        return linear(checkpoint_name(mixed, "attention"), w.out, inputs=2), kept
+
+    def feed_forward(h):
+        if c.experts is None:
+            return linear(jax.nn.silu(linear(h, w.gate)) * linear(h, w.up), w.down), None
+        probabilities, chosen = route(h, w.router, c.experts)
+        return mixture(h, probabilities, chosen, w.gate, w.up, w.down), load(chosen, c.experts, real)
+
+    x, kept = around(mix, w.attention_norm, x)
+    x, taken = around(feed_forward, w.mlp_norm, x)
+    return constrain(x, "rows", None, None), kept, taken
+
+
+def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="none", keep_kv=False, dtype=jnp.float32):
+    """Hidden states of right-padded rows: tokens [B T], lengths [B] → (states [B T D] after the last norm, Kept).
+
+    Causal, positions from 0. remat: a key of REMAT. keep_kv: also keep every layer's keys and values.
+    The scan is over repetitions of the layer pattern, so that each kind of layer is compiled for its own window.
+    """
+    b, t = tokens.shape
+    lengths = jnp.full((b,), t, jnp.int32) if lengths is None else lengths
+    positions = jnp.broadcast_to(jnp.arange(t), tokens.shape)
+    real = positions < lengths[:, None]
+
+    def layer(x, stacked, i):
+        """Layer i of the pattern. The slice is taken in here: outside, remat would save a copy of all weights."""
+
+        def attend(q, k, v):
+            return attention(q, k, v, lengths, c.kinds[i].window), (k, v) if keep_kv else None
+
+        return _block(c, c.kinds[i], jax.tree.map(lambda a: a[i], stacked), x, positions, real, attend)
+
+    if remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT[remat], static_argnums=2)
+
+    def pattern(x, stacked):
+        kept = []
+        for i in range(len(c.kinds)):
+            x, kv, taken = layer(x, stacked, i)
+            kept.append(Kept(kv, taken))
+        return x, jax.tree.map(lambda *a: jnp.stack(a), *kept)
+
+    x = constrain(weights.embedding.astype(dtype)[tokens], "rows", None, None)
+    repeated = jax.tree.map(lambda a: a.reshape(-1, len(c.kinds), *a.shape[1:]), weights.layers)
+    x, kept = jax.lax.scan(pattern, x, repeated)
+    kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+    return rms_norm(x, weights.norm, c.norm_eps), kept
 
 
 def decode_step(c: ModelConfig, weights: Weights, tokens, step, prompt_lengths, prompt_kv, response_kv, dtype=jnp.float32):
@@ -184,17 +128,19 @@ def decode_step(c: ModelConfig, weights: Weights, tokens, step, prompt_lengths, 
     """
     p, g = tokens.shape
     positions = jnp.broadcast_to(prompt_lengths[:, None] + step, (p, g))
-    prompt_mask = jnp.arange(prompt_kv[0].shape[2]) < prompt_lengths[:, None]
+    real = jnp.ones((p, g), bool)
     x = weights.embedding.astype(dtype)[tokens]
     filled = []
     for i, (rk, rv) in enumerate(response_kv):
+        kind = c.kinds[i % len(c.kinds)]
 
-        def attend(q, k, v, i=i, rk=rk, rv=rv):
+        def attend(q, k, v, i=i, rk=rk, rv=rv, kind=kind):
             rk = jax.lax.dynamic_update_slice_in_dim(rk, k[:, :, None], step, axis=2)
             rv = jax.lax.dynamic_update_slice_in_dim(rv, v[:, :, None], step, axis=2)
             prompt = (prompt_kv[0][i], prompt_kv[1][i])
-            return decode_attention(q, prompt, (rk, rv), prompt_mask, step), (rk, rv)
+            return decode_attention(q, prompt, (rk, rv), prompt_lengths, step, kind.window), (rk, rv)
 
-        x, kept = _block(c, jax.tree.map(lambda a, i=i: a[i], weights.layers), x, positions, attend)
+        w = jax.tree.map(lambda a, i=i: a[i], weights.layers)
+        x, kept, _ = _block(c, kind, w, x, positions, real, attend)
         filled.append(kept)
     return rms_norm(x, weights.norm, c.norm_eps), filled

@@ -1,229 +1,238 @@
-"""Hugging Face folders: config.json and safetensors, in and out, every tensor accounted for."""
+"""Safetensors in and out of Hugging Face folders, one tensor at a time, every tensor accounted for."""
 
+import itertools
 import json
 import math
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from antisd_jax.errors import UserError
-from antisd_jax.model.decoder import ModelConfig, Param, Weights, declare
+from antisd_jax.model.parameters import ModelConfig, Param, Weights, declare
+from antisd_jax.model.settings import read_json
 from antisd_jax.model.sharding import param_shardings
 
-# Fields whose other values would change the numbers: each must be absent or one of these.
-FIXED = {
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "use_sliding_window": (False,),
-    "rope_scaling": (None,),
-}
-TOKENIZER_FILES = (
+DTYPES = ("F32", "BF16", "F16")
+SETTINGS = (
+    "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "generation_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
 )
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object from a file that must exist. Raises UserError naming the file."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"model folder {path.parent} has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
-        raise UserError(f"{path} cannot be read: {e}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, wanted a JSON object")
-    return value
+def locate(path: str, revision: str = "main") -> Path:
+    """A folder as it is; a hub name such as Qwen/Qwen3-8B as the folder of its snapshot, downloaded when it is not there yet.
 
-
-def load_config(folder: str | Path) -> ModelConfig:
-    """config.json of a Qwen3 folder → ModelConfig; reads both spellings of the RoPE base.
-
-    Raises UserError for another architecture, a missing field, or a value this decoder does not implement.
+    Raises UserError when the hub has no such model, or cannot be reached and nothing is cached.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist")
-    raw = read_json(folder / "config.json")
-    where = folder / "config.json"
-    if raw.get("model_type") != "qwen3":
-        raise UserError(f"{where}: model_type is {raw.get('model_type')!r}, wanted 'qwen3'")
-    for name, allowed in FIXED.items():
-        if name in raw and raw[name] not in allowed:
-            raise UserError(f"{where}: {name} is {raw[name]!r}, supported: {allowed[0]!r}")
-    rope = raw.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{where}: rope_type is {rope['rope_type']!r}, supported: 'default'")
-    base = raw.get("rope_theta", rope.get("rope_theta"))
-    if base is None:
-        raise UserError(f"{where}: neither rope_theta nor rope_parameters.rope_theta is given")
+    if Path(path).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
+        return Path(path)
+    from huggingface_hub import snapshot_download
 
-    def field(name):
-        if name not in raw:
-            raise UserError(f"{where}: field {name!r} is missing")
-        return raw[name]
-
-    return ModelConfig(
-        vocab=field("vocab_size"),
-        width=field("hidden_size"),
-        layers=field("num_hidden_layers"),
-        heads=field("num_attention_heads"),
-        kv_heads=field("num_key_value_heads"),
-        head_dim=field("head_dim"),
-        feed_forward=field("intermediate_size"),
-        rope_base=float(base),
-        norm_eps=field("rms_norm_eps"),
-        tied=raw.get("tie_word_embeddings", False),
-    )
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"]))
+    except Exception as e:  # network, authorisation, names: whatever the library raises, the user can mend
+        reason = str(e).strip().splitlines()
+        raise UserError(
+            f"model {path}: no such folder, and no snapshot {revision!r} from the hub: {reason[0] if reason else type(e).__name__}"
+        ) from None
 
 
-def stop_tokens(folder: str | Path) -> tuple[int, ...]:
-    """End-of-sequence ids: generation_config.json's when present, else config.json's."""
-    folder = Path(folder)
-    ids = None
-    if (folder / "generation_config.json").exists():
-        ids = read_json(folder / "generation_config.json").get("eos_token_id")
-    if ids is None:
-        ids = read_json(folder / "config.json").get("eos_token_id")
-    if ids is None:
-        raise UserError(f"{folder}: neither generation_config.json nor config.json gives eos_token_id")
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+def tensor_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of such a model's folder, with its shape there."""
+    params = jax.tree.leaves(declare(c))
+    return {name: _stored_shape(p) for p in params for name in names(p)}
 
 
-def _weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it."""
+def names(param: Param, layer: int | None = None) -> list[str]:
+    """The tensors that make up one parameter, or one layer of it, in the order of its leading dimensions."""
+    every = (re.sub(r"{\w+}", "{}", param.hf).format(*index) for index in np.ndindex(param.shape[: param.lead]))
+    if layer is None:
+        return list(every)
+    each = math.prod(param.shape[1 : param.lead])
+    return list(itertools.islice(every, layer * each, (layer + 1) * each))
+
+
+def _stored_shape(param: Param) -> tuple[int, ...]:
+    """The shape of one such tensor in the file."""
+    shape = param.shape[param.lead :]
+    if param.inputs is None:
+        return shape
+    split = (math.prod(shape[param.inputs :]), math.prod(shape[: param.inputs]))
+    return split if param.inputs else split[:1]
+
+
+def from_stored(param: Param, tensor: np.ndarray) -> np.ndarray:
+    """A tensor as it stands in a file → our layout."""
+    return (tensor.T if param.inputs else tensor).reshape(param.shape[param.lead :])
+
+
+def to_stored(param: Param, tensor: np.ndarray) -> np.ndarray:
+    """The reverse."""
+    stored = _stored_shape(param)
+    return np.ascontiguousarray(tensor.reshape(stored[::-1]).T) if param.inputs else tensor.reshape(stored)
+
+
+def _open(file: Path):
+    try:
+        return safe_open(file, framework="np")
+    except FileNotFoundError:
+        raise UserError(f"model folder {file.parent} has no {file.name}") from None
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{file} is not a complete safetensors file: {e}") from None
+
+
+def find_tensors(folder: Path, c: ModelConfig) -> dict[str, Path]:
+    """Tensor name → the file that holds it.
+
+    Raises UserError naming missing, unexpected and mis-shaped tensors, and those of a dtype that is not read.
+    """
     index = folder / "model.safetensors.index.json"
+    files = {"model.safetensors"}
     if index.exists():
-        files = {folder / name for name in read_json(index).get("weight_map", {}).values()}
-    else:
-        files = {folder / "model.safetensors"}
-    found = {}
-    for file in sorted(files):
-        if not file.exists():
-            raise UserError(f"model folder {folder} has no {file.name}")
-        try:
-            with safe_open(file, framework="np") as f:
-                found |= {name: file for name in f.keys()}
-        except (SafetensorError, OSError) as e:
-            raise UserError(f"{file} is not a complete safetensors file: {e}") from None
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict):
+            raise UserError(f"{index} has no weight_map")
+        files = set(where.values())
+    wanted = tensor_shapes(c)
+    found, problems = {}, []
+    for file in sorted(folder / name for name in files):
+        with _open(file) as f:
+            for name in f.keys():
+                found[name] = file
+                part = f.get_slice(name)
+                if name in wanted and tuple(part.get_shape()) != wanted[name]:
+                    problems.append(f"{name} has shape {list(part.get_shape())}, config.json wants {list(wanted[name])}")
+                if name in wanted and part.get_dtype() not in DTYPES:
+                    problems.append(f"{name} is {part.get_dtype()}, wanted one of {', '.join(DTYPES)}")
+    extra = sorted(set(found) - set(wanted) - ({"lm_head.weight"} if c.tied else set()))
+    missing = sorted(set(wanted) - set(found))
+    if missing or extra:
+        problems.insert(0, f"tensors missing: {_few(missing)}; tensors unexpected: {_few(extra)}")
+    if problems:
+        raise UserError(f"{folder}: {_few(problems)}")
     return found
 
 
-def _names(param: Param) -> list[str]:
-    """The Hugging Face tensors that make up one parameter, in layer order."""
-    layers = range(param.shape[0]) if "{layer}" in param.hf else [0]
-    return [param.hf.format(layer=i) for i in layers]
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:4]) + (f" and {len(items) - 4} more" if len(items) > 4 else "") if items else "none"
 
 
-def _hf_shape(param: Param) -> tuple[int, ...]:
-    """The shape of one such tensor in the file."""
-    shape = param.shape[1:] if "{layer}" in param.hf else param.shape
-    if not param.inputs:
-        return shape
-    return (math.prod(shape[param.inputs :]), math.prod(shape[: param.inputs]))
+def load_weights(folder: str | Path, c: ModelConfig, mesh, dtype=jnp.float32) -> Weights:
+    """Safetensors → weights of `dtype` on the mesh, one layer's tensor at a time straight to the devices' shards.
 
-
-def _from_hf(param: Param, tensor: np.ndarray) -> np.ndarray:
-    shape = param.shape[1:] if "{layer}" in param.hf else param.shape
-    return (tensor.T if param.inputs else tensor).reshape(shape)
-
-
-def _to_hf(param: Param, tensor: np.ndarray) -> np.ndarray:
-    if not param.inputs:
-        return tensor
-    rows, columns = _hf_shape(param)
-    return np.ascontiguousarray(tensor.reshape(columns, rows).T)
-
-
-def load_weights(folder: str | Path, config: ModelConfig, mesh) -> Weights:
-    """Safetensors → float32 weights on the mesh, one parameter at a time.
-
-    Raises UserError naming missing, unexpected and mis-shaped tensors, and tensors that hold NaN or infinity.
+    Of each tensor only the parts that this process's devices hold are read, in the file's dtype; the conversion happens on
+    the device, and from bfloat16 and float16 to float32 it is exact. Raises UserError as `find_tensors`, and for NaN or
+    infinity in a tensor.
     """
     folder = Path(folder)
-    declared = declare(config)
-    params = jax.tree.leaves(declared)
-    files = _weight_files(folder)
-    wanted = {name: _hf_shape(p) for p in params for name in _names(p)}
-    extra = sorted(set(files) - set(wanted) - ({"lm_head.weight"} if config.tied else set()))
-    missing = sorted(set(wanted) - set(files))
-    if missing or extra:
-        raise UserError(f"{folder}: tensors missing: {_few(missing)}; tensors unexpected: {_few(extra)}")
-
-    def read(name):
-        with safe_open(files[name], framework="np") as f:
-            tensor = f.get_tensor(name)
-        if tensor.shape != wanted[name]:
-            raise UserError(f"{folder}: {name} has shape {list(tensor.shape)}, config.json wants {list(wanted[name])}")
-        tensor = tensor.astype(np.float32)
-        if not np.isfinite(tensor).all():
-            raise UserError(f"{folder}: {name} holds {int((~np.isfinite(tensor)).sum())} values that are NaN or infinite")
-        return tensor
+    files = find_tensors(folder, c)
 
     def one(param: Param, sharding):
-        tensors = [_from_hf(param, read(name)) for name in _names(param)]
-        return jax.device_put(np.stack(tensors) if "{layer}" in param.hf else tensors[0], sharding)
+        stacked = param.axes[0] == "layers"
+        place = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:])) if stacked else sharding
+        shape = param.shape[1:] if stacked else param.shape
+        if not stacked:
+            return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)(_to_devices(param, None, shape, place, files))
+        whole = jax.jit(partial(jnp.zeros, param.shape, dtype), out_shardings=sharding)()
+        for i in range(param.shape[0]):
+            whole = _set_layer(whole, _to_devices(param, i, shape, place, files), i)
+        return whole
 
-    return jax.tree.map(one, declared, param_shardings(mesh, declared))
+    return jax.tree.map(one, declare(c), param_shardings(mesh, declare(c)))
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "none"
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(whole, layer, i):
+    return jax.lax.dynamic_update_index_in_dim(whole, layer.astype(whole.dtype), i, 0)
 
 
-def save_folder(folder: str | Path, config: ModelConfig, weights: Weights, source: str | Path | None = None) -> None:
-    """Weights → model.safetensors (float32), beside a config.json; tokenizer files are copied from `source`."""
+def _to_devices(param: Param, layer: int | None, shape, sharding, files) -> jax.Array:
+    """One layer of a parameter (all of its experts), read from the files shard by shard."""
+    tensors, read = names(param, layer), {}
+    experts = len(shape) > len(param.shape) - param.lead
+
+    def shard(index):
+        key = str(index)
+        if key not in read and experts:
+            read[key] = np.stack([_read(param, name, index[1:], files[name]) for name in tensors[index[0]]])
+        elif key not in read:
+            read[key] = _read(param, tensors[0], index, files[tensors[0]])
+        return read[key]
+
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+
+def _read(param: Param, name: str, index, file: Path) -> np.ndarray:
+    """The part of a tensor that `index` (in our layout) asks for."""
+    shape = param.shape[param.lead :]
+    with _open(file) as f:
+        stored = f.get_slice(name)
+        if param.inputs is None:
+            tensor = stored[index]
+        elif param.inputs == 0:
+            tensor = stored[_flat(shape, index)]
+        else:
+            rows, columns = _flat(shape[param.inputs :], index[param.inputs :]), _flat(shape[: param.inputs], index[: param.inputs])
+            tensor = stored[rows, columns].T
+    if not np.isfinite(tensor).all():
+        raise UserError(f"{file.parent}: {name} holds {int((~np.isfinite(tensor)).sum())} values that are NaN or infinite")
+    return np.ascontiguousarray(tensor.reshape([len(range(*s.indices(n))) for s, n in zip(index, shape)]))
+
+
+def _flat(shape, index) -> slice:
+    """The stretch of the flattened dimensions that an index covers, of which only the first may be cut."""
+    start, stop, _ = index[0].indices(shape[0])
+    inner = math.prod(shape[1:])
+    assert all(s.indices(n) == (0, n, 1) for s, n in zip(index[1:], shape[1:])), (shape, index)
+    return slice(start * inner, stop * inner)
+
+
+def copy_settings(source: str | Path, target: str | Path) -> None:
+    """config.json, tokenizer and generation settings, as they are, without the weights."""
+    Path(target).mkdir(parents=True, exist_ok=True)
+    for name in SETTINGS:
+        if (Path(source) / name).exists():
+            shutil.copyfile(Path(source) / name, Path(target) / name)
+
+
+def save_weights(folder: str | Path, c: ModelConfig, weights: Weights, dtype=np.float32, shard_bytes: int = 2 * 2**30) -> None:
+    """Weights → safetensors of `dtype`, in files of about `shard_bytes`, layer after layer; an index beside several of them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for param, array in zip(jax.tree.leaves(declare(config)), jax.tree.leaves(weights)):
-        host = np.asarray(array)
-        for i, name in enumerate(_names(param)):
-            tensors[name] = _to_hf(param, host[i] if "{layer}" in param.hf else host)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    if source is None:
-        return
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (Path(source) / name).exists():
-            shutil.copyfile(Path(source) / name, folder / name)
-
-
-def config_json(c: ModelConfig, *, eos: int, bos: int | None, positions: int) -> dict:
-    """A config.json for a new Qwen3 folder."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "intermediate_size": c.feed_forward,
-        "rope_theta": c.rope_base,
-        "rms_norm_eps": c.norm_eps,
-        "tie_word_embeddings": c.tied,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "max_position_embeddings": positions,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
-        "torch_dtype": "float32",
-    }
-
-
-def abstract(config: ModelConfig, mesh, dtype=jnp.float32) -> Weights:
-    """Shapes, dtype and shardings of the weights, without any data."""
-    declared = declare(config)
-    return jax.tree.map(lambda p, s: jax.ShapeDtypeStruct(p.shape, dtype, sharding=s), declared, param_shardings(mesh, declared))
+    shapes, size = tensor_shapes(c), np.dtype(dtype).itemsize
+    pairs = list(zip(jax.tree.leaves(declare(c)), jax.tree.leaves(weights)))
+    once = [(p, w, None) for p, w in pairs if p.axes[0] != "layers"]
+    pieces = [(p, w, i) for i in range(c.layers) for p, w in pairs if p.axes[0] == "layers"] + once
+    sizes = [sum(math.prod(shapes[n]) * size for n in names(p, i)) for p, _, i in pieces]
+    before = np.cumsum([0, *sizes[:-1]])
+    files = before // shard_bytes
+    count = len(set(files))
+    where, tensors = {}, {}
+    for k, (param, array, i) in enumerate(pieces):
+        host = np.asarray(array if i is None else array[i]).reshape(-1, *param.shape[param.lead :])
+        tensors |= {name: to_stored(param, part).astype(dtype) for name, part in zip(names(param, i), host, strict=True)}
+        if k + 1 == len(pieces) or files[k + 1] != files[k]:
+            number = len(set(files[: k + 1]))
+            file = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)  # the library makes it readable by its owner alone
+            where |= dict.fromkeys(tensors, file)
+            tensors = {}
+    if count > 1:
+        index = {"metadata": {"total_size": int(sum(sizes))}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

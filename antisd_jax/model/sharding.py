@@ -1,6 +1,7 @@
 """Where arrays live: one table from logical axis names to mesh axes, and the few calls that place them.
 
-Another topology is another mesh or another table, nothing else.
+Another topology is another mesh or another table, nothing else. The current mesh (`use_mesh`) is how the decoder knows
+where it runs; without one it is a plain function of arrays on one device.
 """
 
 import math
@@ -8,49 +9,80 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from antisd_jax.errors import UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 RULES = {
-    "rows": ("data", "fsdp"),
+    "rows": ("data", "fsdp", "expert"),
     "layers": None,
     "vocab": "tensor",
-    "width": "fsdp",
+    "width": ("fsdp", "expert"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "head": None,
     "feed_forward": "tensor",
+    "experts": "expert",
+    "expert_width": "fsdp",
+    "routes": None,
 }
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; data = -1 takes what the others leave."""
+    """Devices along each mesh axis; data = -1 takes what the others leave.
+
+    fsdp splits weights and rows, tensor splits heads, feed-forward and vocabulary, expert splits the experts of a mixture
+    (and rows: every device works on its own rows outside the experts).
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    expert: int = 1
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The device mesh. Raises UserError when the axes do not multiply to the number of devices."""
     devices = jax.devices() if devices is None else devices
-    rest = config.fsdp * config.tensor
+    rest = config.fsdp * config.expert * config.tensor
     data = len(devices) // rest if config.data == -1 else config.data
     if data * rest != len(devices):
-        raise UserError(f"mesh: data {config.data} × fsdp {config.fsdp} × tensor {config.tensor} does not fit {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), MESH_AXES)
+        axes = " × ".join(f"{a} {getattr(config, a)}" for a in ("data", "fsdp", "tensor", "expert"))
+        raise UserError(f"mesh: {axes} does not fit {len(devices)} devices")
+    shape = (data, config.fsdp, config.expert, config.tensor)
+    return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def use_mesh(mesh: Mesh):
+    """A context in which `mesh` is the current mesh."""
+    return jax.set_mesh(mesh)
+
+
+def current_mesh():
+    """The current mesh, as seen while tracing, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the current mesh, which may be another machine's, else of this process."""
+    mesh = current_mesh()
+    return mesh.abstract_device.platform if mesh and mesh.abstract_device else jax.default_backend()
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
     """Logical axes → PartitionSpec. Raises ValueError when two axes of one array land on one mesh axis."""
     placed = [RULES[a] if a else None for a in axes]
-    flat = [m for p in placed if p for m in ((p,) if isinstance(p, str) else p)]
+    flat = [m for p in placed for m in _mesh_axes(p)]
     if len(flat) != len(set(flat)):
         raise ValueError(f"axes {axes} put one mesh axis to two uses: {placed}")
     return PartitionSpec(*placed)
+
+
+def _mesh_axes(place) -> tuple[str, ...]:
+    return (place,) if isinstance(place, str) else place or ()
 
 
 def named(mesh: Mesh, *axes: str | None) -> NamedSharding:
@@ -61,14 +93,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def constrain(x, *axes: str | None):
+    """x, kept on the current mesh along its logical axes."""
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def on_shards(f, inputs: tuple, output):
+    """f run on each device's own shards of the current mesh: `inputs` and `output` are logical axes, one tuple an array.
+
+    Without a mesh it is f itself. Kernels that XLA cannot split, and collectives written by hand, live in such functions.
+    """
+    if current_mesh() is None:
+        return f
+    return jax.shard_map(f, in_specs=tuple(map(spec, inputs)), out_specs=spec(output), check_vma=False)
+
+
 def param_shardings(mesh: Mesh, declared):
-    """A tree of Param → a tree of NamedSharding. Raises UserError for a dimension its mesh axis does not divide."""
+    """A tree of Param → a tree of NamedSharding. Raises UserError for a dimension its mesh axes do not divide."""
 
     def one(param):
         sharding = named(mesh, *param.axes)
         for size, axis, place in zip(param.shape, param.axes, sharding.spec):
-            if place and size % mesh.shape[place]:
-                raise UserError(f"mesh: {param.hf} has {size} {axis}, not divisible by {place} = {mesh.shape[place]}")
+            ways = math.prod(mesh.shape[m] for m in _mesh_axes(place))
+            if size % ways:
+                raise UserError(f"mesh: {param.hf} has {size} {axis}, not divisible by {' × '.join(_mesh_axes(place))} = {ways}")
         return sharding
 
     return jax.tree.map(one, declared)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from antisd_jax.arrays import check_shapes
-from antisd_jax.model.decoder import ModelConfig, Weights, decode_step, forward
+from antisd_jax.model.decoder import decode_step, forward
+from antisd_jax.model.parameters import ModelConfig, Weights
 from antisd_jax.rollout.sampling import Sampling, sample_token
 from antisd_jax.types import Rollouts
 
@@ -49,7 +50,7 @@ def generate(
     )
     p, g = size["P"], size["G"]
     keys = sample_keys(key, problem_ids, sample_ids)
-    hidden, prompt_kv = forward(c, weights, prompts, keep_kv=True, dtype=dtype)
+    hidden, kept = forward(c, weights, prompts, prompt_lengths, keep_kv=True, dtype=dtype)
     first = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)
     empty = jnp.zeros((p, g, responses, c.kv_heads, c.head_dim), dtype)
     output = weights.output.astype(dtype)
@@ -71,7 +72,7 @@ def generate(
             logprobs=out.logprobs.at[:, :, step].set(logp),
             stopped=ended,
         )
-        hidden, cache = decode_step(c, weights, token, step, prompt_lengths, prompt_kv, cache, dtype)
+        hidden, cache = decode_step(c, weights, token, step, prompt_lengths, kept.kv, cache, dtype)
         return step + 1, ended, hidden, cache, out
 
     nothing = Rollouts(

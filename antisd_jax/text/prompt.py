@@ -62,17 +62,21 @@ class Prompts:
     """Renders prompts with one tokenizer and one wording. Token ids out, and response ids never go through it."""
 
     def __init__(self, tokenizer, config: PromptConfig):
+        """Raises UserError when the chat template does not have the thinking mode that the configuration asks for."""
         self.tokenizer, self.config = tokenizer, config
+        on, off = (self.render("x", thinking) for thinking in (True, False))
+        if not config.thinking and off.rstrip().endswith("<think>"):
+            raise UserError("prompt.thinking: false, but the chat template opens a thought: this model needs --prompt.thinking=true")
+        if config.thinking and on == off and not on.rstrip().endswith("<think>"):
+            raise UserError("prompt.thinking: true, but the chat template has no thinking mode")
+
+    def render(self, user_turn: str, thinking: bool) -> str:
+        """One user turn through the chat template, up to where the assistant speaks."""
+        turns = [{"role": "user", "content": user_turn}]
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
 
     def ids(self, user_turn: str) -> list[int]:
-        """One user turn through the chat template, up to where the assistant speaks."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": user_turn}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=self.config.thinking,
-        )
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(self.render(user_turn, self.config.thinking), add_special_tokens=False)
 
     def student(self, problem: str) -> list[int]:
         return self.ids(f"{problem}\n\n{self.config.instruction}")

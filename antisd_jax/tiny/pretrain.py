@@ -18,13 +18,15 @@ import numpy as np
 import optax
 
 from antisd_jax.arrays import response_mask
-from antisd_jax.model.decoder import ModelConfig, count, init
-from antisd_jax.model.hf import config_json, save_folder
+from antisd_jax.model.hf import save_weights
+from antisd_jax.model.parameters import LayerKind, ModelConfig, count, init
+from antisd_jax.model.rope import Rope
+from antisd_jax.model.settings import render
 from antisd_jax.score import score_rows
 from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.tiny import tokenizer as tok
 from antisd_jax.tiny.countdown import direct, informed, puzzles, search
-from antisd_jax.types import Rows
+from antisd_jax.types import Rows, pack_rows
 
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD = 64, 3, 4, 2, 16, 192
 PROMPT, CONTEXT, RESPONSE = 24, 112, 96  # tokens at most
@@ -63,14 +65,10 @@ def feedback(rng) -> str:
 
 def pack(pairs, prompts, prompt_budget: int, end: int) -> Rows:
     """(prompt ids, response text) pairs → Rows with arrays [B T], T = prompt_budget + RESPONSE."""
-    tokens = np.zeros((len(pairs), prompt_budget + RESPONSE), np.int32)
-    lengths = np.zeros((2, len(pairs)), np.int32)
-    for i, (prompt, text) in enumerate(pairs):
-        response = prompts.tokenizer.encode(text, add_special_tokens=False) + [end]
+    pairs = [(prompt, prompts.tokenizer.encode(text, add_special_tokens=False) + [end]) for prompt, text in pairs]
+    for prompt, response in pairs:
         assert len(prompt) <= prompt_budget and len(response) <= RESPONSE, (len(prompt), len(response))
-        tokens[i, : len(prompt) + len(response)] = prompt + response
-        lengths[:, i] = len(prompt), len(response)
-    return Rows(tokens, lengths[0], lengths[1])
+    return pack_rows(pairs, len(pairs), prompt_budget + RESPONSE)
 
 
 @partial(jax.jit, static_argnames=("c", "optimizer"), donate_argnames=("weights", "state"))
@@ -79,7 +77,7 @@ def train_step(weights, state, plain: Rows, privileged: Rows, c: ModelConfig, op
         total, tokens = 0.0, 0
         for rows in (plain, privileged):
             mask = response_mask(rows.response_lengths, RESPONSE)
-            total -= jnp.sum(score_rows(c, weights, rows, RESPONSE, 1.0).logprobs * mask)
+            total -= jnp.sum(score_rows(c, weights, rows, RESPONSE, 1.0)[0].logprobs * mask)
             tokens += mask.sum()
         return total / tokens
 
@@ -103,12 +101,10 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     folder = args.output / "model"
     tokenizer = tok.countdown_tokenizer()
-    tok.save(tokenizer, folder, tok.PLAIN)
-    c = ModelConfig(
-        tokenizer.get_vocab_size(), WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, rope_base=1e4, norm_eps=1e-6, tied=True
-    )
+    tok.save(tokenizer, folder)
+    c = ModelConfig(tokenizer.get_vocab_size(), WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, (LayerKind(Rope(1e4)),), tied=True)
     end = tokenizer.token_to_id(tok.END)
-    settings = config_json(c, eos=end, bos=None, positions=CONTEXT + RESPONSE)
+    settings = render(c, eos=end, bos=None, positions=512)
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     all_puzzles = puzzles(args.seed)
     write_problems(args.output, all_puzzles)
@@ -129,4 +125,4 @@ def main(argv=None) -> None:
         weights, state, loss = train_step(weights, state, plain, privileged, c, optimizer)
         if step % 50 == 0 or step in (1, args.steps):
             print(f"step {step}/{args.steps}  loss {float(loss):.4f}  {time.monotonic() - start:.0f} s", flush=True)
-    save_folder(folder, c, weights)
+    save_weights(folder, c, weights)

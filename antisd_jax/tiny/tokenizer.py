@@ -21,11 +21,12 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
 )
-PLAIN = TEMPLATE + "{% endif %}"
-# As the hybrid Qwen3 models do: without thinking, an empty thought is part of the prompt.
-THINKING = (
-    TEMPLATE + "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}"
-)
+EMPTY_THOUGHT = "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+TEMPLATES = {
+    "plain": TEMPLATE + "{% endif %}",
+    "hybrid": TEMPLATE + EMPTY_THOUGHT + "{% endif %}",  # as Qwen3-8B: without thinking, an empty thought is part of the prompt
+    "think": TEMPLATE + "{{ '<think>' }}{% endif %}",  # as Olmo-3-7B-Think: every response begins inside a thought
+}
 
 
 def countdown_tokenizer() -> Tokenizer:
@@ -52,12 +53,12 @@ def trained_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, folder: Path, template: str) -> None:
+def save(tokenizer: Tokenizer, folder: Path, template: str = "plain") -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json; the end of a turn ends a response."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": PAD, "clean_up_tokenization_spaces": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(template)
+    (folder / "chat_template.jinja").write_text(TEMPLATES[template])
     ends = {"eos_token_id": [tokenizer.token_to_id(END), tokenizer.token_to_id(PAD)], "pad_token_id": tokenizer.token_to_id(PAD)}
     (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")

@@ -1,0 +1,132 @@
+"""`antisd score`: log-probs and entropies of given responses, by the scorer of training.
+
+`antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl [--dtype=float32] [--temperature=1.0]`
+Rows hold "prompt_ids" and "response_ids", or "prompt" and "response" as text, which is encoded as it stands: no chat
+template, no special tokens added. The same rows come out, in order, with "logprobs" and "entropies" (nats) of the response
+tokens. --tokens bounds a batch (rows × length), --mesh.fsdp=4 and the like spread the model over devices.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antisd_jax.errors import UserError
+from antisd_jax.log import say, write_atomically
+from antisd_jax.model import hf
+from antisd_jax.model.settings import load_config
+from antisd_jax.model.sharding import MeshConfig, make_mesh, place_rows, rows_per_step, use_mesh
+from antisd_jax.score import score
+from antisd_jax.steps import model_folder
+from antisd_jax.text.prompt import load_tokenizer
+from antisd_jax.types import pack_rows
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """dtype: of weights and activations; log-probs are float32 in any case. tokens: of one batch, padding included."""
+
+    model: str = ""
+    input: str = ""
+    output: str = ""
+    revision: str = "main"
+    dtype: str = "float32"
+    temperature: float = 1.0
+    tokens: int = 32768
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        for name in ("model", "input", "output"):
+            if not getattr(self, name):
+                raise UserError(f"antisd score needs --{name}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise UserError(f"dtype: got {self.dtype!r}, wanted one of float32, bfloat16")
+        if not self.temperature > 0 or self.tokens < 1:
+            raise UserError(f"temperature and tokens: got {self.temperature} and {self.tokens}, wanted both above 0")
+
+
+def score_file(config: ScoreConfig) -> None:
+    """Read, score, write. Raises UserError for what the user can mend, naming the line."""
+    folder = model_folder(config.model, config.revision)
+    c = load_config(folder)
+    rows = read_rows(Path(config.input))
+    pairs = ids_of(rows, folder, c.vocab, config.input)
+    mesh = make_mesh(config.mesh)
+    with use_mesh(mesh):
+        weights = hf.load_weights(folder, c, mesh, jnp.dtype(config.dtype))
+        scored = score_pairs(weights, c, mesh, pairs, config)
+    lines = [json.dumps(row | dict(zip(("logprobs", "entropies"), s)), ensure_ascii=False) for row, s in zip(rows, scored)]
+    write_atomically(Path(config.output), "\n".join(lines) + "\n" if lines else "")
+    say(f"{config.output}: {len(rows)} rows, {sum(len(r) for _, r in pairs)} response tokens")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The JSON objects of a JSONL file."""
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"input {path} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise UserError(f"{path}, line {number}: not JSON: {e}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def ids_of(rows: list[dict], folder: Path, vocab: int, where: str) -> list[tuple[list[int], list[int]]]:
+    """(prompt ids, response ids) of every row."""
+    tokenizer = load_tokenizer(folder) if any("prompt_ids" not in r or "response_ids" not in r for r in rows) else None
+
+    def part(row, name, number):
+        ids = row.get(f"{name}_ids")
+        if ids is None and isinstance(row.get(name), str):
+            ids = tokenizer.encode(row[name], add_special_tokens=False)
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
+            raise UserError(f"{where}, row {number}: wanted {name!r} as text or {name}_ids as token ids below {vocab}, got {str(ids)[:80]}")
+        return ids
+
+    pairs = [(part(r, "prompt", i), part(r, "response", i)) for i, r in enumerate(rows, 1)]
+    for i, (prompt, _) in enumerate(pairs, 1):
+        if not prompt:
+            raise UserError(f"{where}, row {i}: the prompt is empty, so nothing predicts the response's first token")
+    return pairs
+
+
+def size_class(n: int) -> int:
+    """The least of 64, 96, 128, 192, 256, … that is at least n: few shapes, hence few compilations."""
+    size = 64
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+def score_pairs(weights, c, mesh, pairs, config: ScoreConfig) -> list[tuple[list[float], list[float]]]:
+    """(log-probs, entropies) of each response. Batches are made of rows of like length."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]), reverse=True)
+    ways = rows_per_step(mesh)
+    out: list = [None] * len(pairs)
+    done = 0
+    while done < len(order):
+        length = size_class(sum(map(len, pairs[order[done]])))
+        count = max(config.tokens // length // ways, 1) * ways
+        chosen = order[done : done + count]
+        responses = size_class(max(len(pairs[i][1]) for i in chosen))
+        rows = pack_rows([pairs[i] for i in chosen], count, length)
+        placed = place_rows(mesh, jax.tree.map(lambda x: x[None], rows), axis=1)
+        found = jax.device_get(score(weights, placed, config.temperature, c=c, responses=responses, dtype=config.dtype))
+        for i, logp, entropy in zip(chosen, found.logprobs[0], found.entropies[0]):
+            n = len(pairs[i][1])
+            out[i] = logp[:n].astype(np.float64).tolist(), entropy[:n].astype(np.float64).tolist()
+        done += len(chosen)
+        say(f"scored {done} of {len(order)} rows, the last {len(chosen)} in {length} tokens")
+    return out

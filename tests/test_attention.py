@@ -1,0 +1,91 @@
+"""Every attention path against plain softmax in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from antisd_jax.model.attention import chunked, decode_attention, library, splash
+
+LENGTHS = np.array([200, 131], np.int32)
+
+
+def plain(q, k, v, window):
+    """One row at a time, in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    n = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, n, axis=2), np.repeat(v, n, axis=2)
+    scores = np.einsum("bqhc,bshc->bhqs", q, k) / np.sqrt(q.shape[-1])
+    back = np.arange(q.shape[1])[:, None] - np.arange(k.shape[1])
+    seen = (back >= 0) & (back < (window or 10**9))
+    weights = np.exp(np.where(seen, scores, -np.inf) - np.where(seen, scores, -np.inf).max(-1, keepdims=True))
+    return np.einsum("bhqs,bshc->bqhc", weights / weights.sum(-1, keepdims=True), v)
+
+
+def material(t, heads=4, kv_heads=2, c=8, b=2):
+    rng = np.random.default_rng(t)
+    return tuple(jnp.asarray(rng.normal(size=(b, t, h, c)), jnp.float32) for h in (heads, kv_heads, kv_heads))
+
+
+def real(x, lengths=LENGTHS):
+    """Without the padding."""
+    return np.concatenate([np.asarray(row)[:n] for row, n in zip(x, lengths)])
+
+
+@pytest.mark.parametrize("window", [None, 1, 24, 500])
+@pytest.mark.parametrize("t", [1, 63, 200, 2500])
+def test_chunks_equal_plain_attention(t, window):
+    """From one chunk to several stretches of several chunks, the last ones cut short."""
+    q, k, v = material(t, b=1)
+    assert np.abs(np.asarray(chunked(q, k, v, window)) - plain(q, k, v, window)).max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_the_library_is_called_with_the_right_masks(window):
+    q, k, v = material(200)
+    assert np.abs(real(library(q, k, v, LENGTHS, window, "xla")) - real(plain(q, k, v, window))).max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_the_tpu_kernel_equals_plain_attention_with_its_gradient(window):
+    """Interpreted on the CPU: 200 tokens are padded to 256, and the padding is nobody's business."""
+    q, k, v = material(200, c=128)
+    mask = (np.arange(200) < LENGTHS[:, None])[..., None, None]
+    weight = np.random.default_rng(0).normal(size=q.shape) * mask
+    got = splash(q, k, v, LENGTHS, window, interpret=True)
+    assert np.abs(real(got) - real(plain(q, k, v, window))).max() < 1e-4
+    kernel = jax.grad(lambda *x: (splash(*x, LENGTHS, window, interpret=True) * weight).sum(), (0, 1, 2))(q, k, v)
+    ours = jax.grad(lambda *x: (chunked(*x, window) * weight).sum(), (0, 1, 2))(q, k, v)
+    for a, b in zip(kernel, ours):
+        assert np.abs(a - b).max() < 1e-3 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_memory_does_not_grow_with_the_square_of_the_length(window):
+    """Temporaries of forward and backward, as compiled: four times the tokens, at most about four times the memory."""
+
+    def temporaries(t):
+        shapes = [jax.ShapeDtypeStruct((1, t, h, 8), jnp.float32) for h in (4, 2, 2)]
+        gradient = jax.jit(jax.grad(lambda *x: chunked(*x, window).sum(), (0, 1, 2)))
+        return gradient.lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = temporaries(8192), temporaries(32768)
+    assert long < 5 * short
+    assert long < 4 * 4 * 32768**2 / 20  # the scores of four heads
+
+
+@pytest.mark.parametrize("window", [None, 3, 7])
+def test_a_decoded_token_attends_as_the_whole_sequence_does(window):
+    """Prompts of 5 and 9 tokens in a budget of 10, two samples each, the response's sixth token."""
+    rng = np.random.default_rng(1)
+    lengths, step, g, s, r = np.array([5, 9]), 5, 2, 10, 8
+    prompt = rng.normal(size=(2, 2, s, 2, 8)).astype(np.float32)  # k and v
+    response = rng.normal(size=(2, 2, g, r, 2, 8)).astype(np.float32)
+    q = rng.normal(size=(2, g, 4, 8)).astype(np.float32)
+    got = np.asarray(decode_attention(q, tuple(prompt), tuple(response), lengths, step, window))
+    for p, n in enumerate(lengths):
+        for i in range(g):
+            k, v = (np.concatenate([prompt[x, p, :n], response[x, p, i, : step + 1]])[None] for x in (0, 1))
+            every = np.zeros((1, n + step + 1, 4, 8))
+            every[0, -1] = q[p, i]
+            assert np.abs(got[p, i] - plain(every, k, v, window)[0, -1]).max() < 1e-5
