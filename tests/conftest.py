@@ -39,3 +39,10 @@ def weights(model):
 @pytest.fixture(scope="session")
 def mesh1():
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Each compiled program holds memory maps, of which Linux grants a process 65,530: a whole run of tests would use them up."""
+    yield
+    jax.clear_caches()
