@@ -40,11 +40,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except OSError as e:
-        print(f"error: {e.filename or 'a file'}: {e.strerror or e}; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"error: {e.filename or 'a file'}: {e.strerror or e}; {_after(args[0])}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"interrupted; {_after(args[0])}", file=sys.stderr)
         return 130
+
+
+def _after(command: str) -> str:
+    """What becomes of work that was cut off."""
+    return "the same command continues from the last checkpoint" if command == "train" else "the output is not complete"
 
 
 def _train(args: list[str]) -> None:
@@ -73,6 +78,7 @@ def _score(args: list[str]) -> None:
 
 
 def _convert(args: list[str]) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed; the weights pass through the host's memory
     from antisd_jax.convert import main
 
     main(args)

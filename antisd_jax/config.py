@@ -201,10 +201,9 @@ def _check(c: Config) -> None:
 
     flat = flatten(c)
     counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples reward.workers"
-    for key in (*counts.split(), "mesh.fsdp", "mesh.expert", "mesh.tensor", "checkpoint.keep"):
+    for key in (*counts.split(), "checkpoint.keep"):
         need(flat[key] >= 1, key, flat[key], "at least 1")
     need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
-    need(c.mesh.data >= 1 or c.mesh.data == -1, "mesh.data", c.mesh.data, "at least 1, or -1 for what the others leave")
     need(c.seed < 2**32, "seed", c.seed, "below 2³²")
     need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
     for key in ("steps", "method.lam_max", "method.gate.warmup", "seed", "eval.every", "eval.response", "checkpoint.every", "data.limit"):

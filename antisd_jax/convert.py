@@ -1,13 +1,14 @@
 """`antisd convert`: a checkpoint of a run as a Hugging Face folder that transformers and the serving engines load.
 
 `antisd convert RUN [--step=N] --to=DIR [--dtype=float32]` writes config.json, the tokenizer and safetensors. float32 holds
-the trained weights to the bit; bfloat16 rounds them, to half the size.
+the trained weights to the bit; bfloat16 rounds them, to half the size. The host's memory has to hold the result.
 """
 
 import argparse
 import json
 import os
 import shutil
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -26,8 +27,11 @@ from antisd_jax.model.sharding import MeshConfig, make_mesh
 def convert(run: str | Path, to: str | Path, step: int | None = None, dtype: str = "float32") -> Path:
     """Write the folder `to`, complete or not at all. Raises UserError for what is missing or in the way."""
     run, to = Path(run), Path(to)
-    if not (run / "checkpoints").is_dir():
-        raise UserError(f"{run} is not a run's folder: it has no checkpoints")
+    to = to.resolve()
+    if not (run / "checkpoints").is_dir() or not (run / "model").is_dir():
+        raise UserError(f"{run} is not a run's folder: it has no {'model' if (run / 'checkpoints').is_dir() else 'checkpoints'}")
+    if not to.parent.is_dir():
+        raise UserError(f"{to.parent} does not exist: choose another --to")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to} exists and is not empty: choose another --to")
     c = load_config(run / "model")
@@ -38,18 +42,20 @@ def convert(run: str | Path, to: str | Path, step: int | None = None, dtype: str
                 f"{run} has {f'no checkpoint {step}' if steps else 'no checkpoints'}; there are: {', '.join(map(str, steps)) or 'none'}"
             )
         step = steps[-1] if step is None else step
-        host = jax.devices("cpu")[:1]  # its memory is where the weights pass through, whatever else there is
-        weights = checkpoints.restore_weights(step, abstract(c, make_mesh(MeshConfig(), host)))
-    part = to.with_name(to.name + ".partial")
-    shutil.rmtree(part, ignore_errors=True)
-    copy_settings(run / "model", part)
-    settings = read_json(part / "config.json")
-    settings["dtype" if "dtype" in settings else "torch_dtype"] = dtype
-    (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    save_weights(part, c, weights, jnp.dtype(dtype))
-    if to.exists():
-        to.rmdir()
-    os.replace(part, to)
+        weights = checkpoints.restore_weights(step, abstract(c, make_mesh(MeshConfig(), jax.devices("cpu")[:1]), jnp.dtype(dtype)))
+    part = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
+    try:
+        part.chmod(0o755)
+        copy_settings(run / "model", part)
+        settings = read_json(part / "config.json")
+        settings["dtype" if "dtype" in settings else "torch_dtype"] = dtype
+        (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        save_weights(part, c, weights, jnp.dtype(dtype))
+        if to.exists():
+            to.rmdir()
+        os.replace(part, to)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     say(f"{to}: step {step} of {run}, {count(c):,} parameters, {dtype}")
     return to
 

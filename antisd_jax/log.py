@@ -16,7 +16,11 @@ CLOCKED = ("timing_s/", "perf/")  # metrics that a clock decides: all others rep
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file has its old content or the new one, never a part."""
+    """The file has its old content or the new one, never a part. A link stays one; what is no file (a pipe) is written to."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

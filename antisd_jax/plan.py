@@ -27,9 +27,12 @@ def memory(config, policy: Policy) -> dict[str, float]:
     length = policy.context_budget + policy.responses
     tokens = max(policy.micro_rows / ways, 1) * length
     mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor
-    hidden = m.feed_forward / tensor * (m.experts.per_token if m.experts else 1)
-    layer = 4 * m.width + projected + 3 * hidden
-    kept = {"full": 0, "attention": mixed, "dots": projected + m.width + 2 * hidden, "none": layer}[config.optim.remat]
+    hidden, copies = m.feed_forward / tensor, 0
+    if m.experts:
+        hidden, copies = hidden * m.experts.per_token, 3 * m.width * m.experts.per_token
+    layer = 4 * m.width + projected + 3 * hidden + copies
+    saved = projected + m.width + (0 if m.experts else 2 * hidden)
+    kept = {"full": 0, "attention": mixed, "dots": saved, "none": layer}[config.optim.remat]
     shards = jax.tree.leaves(abstract(m, mesh))
     return {
         "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),

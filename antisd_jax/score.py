@@ -11,6 +11,11 @@ from antisd_jax.model.parameters import ModelConfig, Weights
 from antisd_jax.types import Rows, Scores
 
 
+def exact_products(dtype: str):
+    """A context in which float32 means float32: by default accelerators round the factors of float32 matrix products."""
+    return jax.default_matmul_precision("highest" if dtype == "float32" else None)
+
+
 def score_rows(c: ModelConfig, weights: Weights, rows: Rows, responses: int, temperature: float, *, remat="none", dtype=jnp.float32):
     """One micro-batch: rows.tokens [B T] → (Scores with arrays [B R], R = `responses`; the experts' load [L E] or None).
 

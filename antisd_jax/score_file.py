@@ -19,7 +19,7 @@ from antisd_jax.log import say, write_atomically
 from antisd_jax.model import hf
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh, place_rows, rows_per_step, use_mesh
-from antisd_jax.score import score
+from antisd_jax.score import exact_products, score
 from antisd_jax.steps import model_folder
 from antisd_jax.text.prompt import load_tokenizer
 from antisd_jax.types import pack_rows
@@ -44,8 +44,10 @@ class ScoreConfig:
                 raise UserError(f"antisd score needs --{name}")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"dtype: got {self.dtype!r}, wanted one of float32, bfloat16")
-        if not self.temperature > 0 or self.tokens < 1:
-            raise UserError(f"temperature and tokens: got {self.temperature} and {self.tokens}, wanted both above 0")
+        if not 1e-3 <= self.temperature <= 1e3 or self.tokens < 1:
+            raise UserError(f"temperature and tokens: got {self.temperature} and {self.tokens}, wanted 0.001 … 1000 and at least 1")
+        if Path(self.output).is_dir() or not Path(self.output).absolute().parent.is_dir():
+            raise UserError(f"output {self.output}: wanted a file in a folder that exists")
 
 
 def score_file(config: ScoreConfig) -> None:
@@ -55,10 +57,10 @@ def score_file(config: ScoreConfig) -> None:
     rows = read_rows(Path(config.input))
     pairs = ids_of(rows, folder, c.vocab, config.input)
     mesh = make_mesh(config.mesh)
-    with use_mesh(mesh):
+    with use_mesh(mesh), exact_products(config.dtype):
         weights = hf.load_weights(folder, c, mesh, jnp.dtype(config.dtype))
         scored = score_pairs(weights, c, mesh, pairs, config)
-    lines = [json.dumps(row | dict(zip(("logprobs", "entropies"), s)), ensure_ascii=False) for row, s in zip(rows, scored)]
+    lines = [json.dumps(row | dict(zip(("logprobs", "entropies"), s))) for row, s in zip(rows, scored)]
     write_atomically(Path(config.output), "\n".join(lines) + "\n" if lines else "")
     say(f"{config.output}: {len(rows)} rows, {sum(len(r) for _, r in pairs)} response tokens")
 
@@ -66,7 +68,7 @@ def score_file(config: ScoreConfig) -> None:
 def read_rows(path: Path) -> list[dict]:
     """The JSON objects of a JSONL file."""
     try:
-        lines = path.read_text().split("\n")
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"input {path} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
     rows = []
@@ -75,8 +77,8 @@ def read_rows(path: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}, line {number}: not JSON: {e}") from None
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}, line {number}: not JSON that can be read: {e}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
         rows.append(row)
@@ -85,12 +87,13 @@ def read_rows(path: Path) -> list[dict]:
 
 def ids_of(rows: list[dict], folder: Path, vocab: int, where: str) -> list[tuple[list[int], list[int]]]:
     """(prompt ids, response ids) of every row."""
-    tokenizer = load_tokenizer(folder) if any("prompt_ids" not in r or "response_ids" not in r for r in rows) else None
+    as_text = any(r.get(f"{part}_ids") is None and isinstance(r.get(part), str) for r in rows for part in ("prompt", "response"))
+    tokenizer = load_tokenizer(folder, chat=False) if as_text else None
 
     def part(row, name, number):
         ids = row.get(f"{name}_ids")
         if ids is None and isinstance(row.get(name), str):
-            ids = tokenizer.encode(row[name], add_special_tokens=False)
+            ids = tokenizer.encode(row[name].encode("utf-8", "replace").decode(), add_special_tokens=False)
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
             raise UserError(f"{where}, row {number}: wanted {name!r} as text or {name}_ids as token ids below {vocab}, got {str(ids)[:80]}")
         return ids
@@ -124,6 +127,8 @@ def score_pairs(weights, c, mesh, pairs, config: ScoreConfig) -> list[tuple[list
         rows = pack_rows([pairs[i] for i in chosen], count, length)
         placed = place_rows(mesh, jax.tree.map(lambda x: x[None], rows), axis=1)
         found = jax.device_get(score(weights, placed, config.temperature, c=c, responses=responses, dtype=config.dtype))
+        if not all(np.isfinite(x).all() for x in jax.tree.leaves(found)):
+            raise UserError(f"{config.input}, row {chosen[0] + 1} or one of the {len(chosen)} scored with it: log-probs are not finite")
         for i, logp, entropy in zip(chosen, found.logprobs[0], found.entropies[0]):
             n = len(pairs[i][1])
             out[i] = logp[:n].astype(np.float64).tolist(), entropy[:n].astype(np.float64).tolist()

@@ -27,6 +27,7 @@ from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
 from antisd_jax.rewards.pool import Pool
+from antisd_jax.score import exact_products
 from antisd_jax.steps import (
     Policy,
     flat,
@@ -148,7 +149,11 @@ def train(config: Config) -> None:
         write_atomically(folder / "config.yaml", configuration.dump(config))
         hf.copy_settings(source, folder / "model")
         say(describe(config, policy, len(problems), len(held_out)))
-        with use_mesh(policy.mesh), closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints:
+        with (
+            use_mesh(policy.mesh),
+            exact_products(policy.dtype),
+            closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints,
+        ):
             at = resume(config, policy, source, checkpoints)
             if at.step >= config.steps and at.step:
                 say(f"{config.output} has already reached step {at.step}")
@@ -176,7 +181,7 @@ def build(config: Config) -> tuple[Policy, Path]:
         raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
     ways = rows_per_step(mesh)
     if config.problems % ways:
-        raise UserError(f"problems: {config.problems} does not divide over data × fsdp = {ways}")
+        raise UserError(f"problems: {config.problems} does not divide over data × fsdp × expert = {ways}")
     tokenizer, stop = load_tokenizer(path), stop_tokens(path)
     if max(len(tokenizer) - 1, *stop) >= model.vocab:
         raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")

@@ -42,8 +42,23 @@ def test_chunks_equal_plain_attention(t, window):
 
 @pytest.mark.parametrize("window", [None, 24])
 def test_the_library_is_called_with_the_right_masks(window):
-    q, k, v = material(200)
-    assert np.abs(real(library(q, k, v, LENGTHS, window, "xla")) - real(plain(q, k, v, window))).max() < 1e-5
+    q, k, v = material(201)
+    got = library(q, k, v, LENGTHS, window, "xla")
+    assert got.shape == q.shape and np.abs(real(got) - real(plain(q, k, v, window))).max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("c", [8, 128])
+def test_cudnn_takes_our_shapes(monkeypatch, window, c):
+    """Traced with its gradient as on a GPU, which has no say in it: an odd number of tokens, grouped heads, int32 lengths."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    shapes = [jax.ShapeDtypeStruct((2, 201, h, c), jnp.bfloat16) for h in (4, 2, 2)]
+    loss = lambda *x: library(*x, LENGTHS, window, "cudnn").astype(jnp.float32).sum()  # noqa: E731
+    gradients = jax.eval_shape(jax.grad(loss, (0, 1, 2)), *shapes)
+    assert [g.shape for g in gradients] == [s.shape for s in shapes]
 
 
 @pytest.mark.parametrize("window", [None, 24])

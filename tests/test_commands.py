@@ -52,7 +52,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.mark.parametrize("options", [(), ("--temperature=0.7", "--tokens=128", "--mesh.fsdp=2")])
 def test_scores_equal_those_of_transformers(tmp_path, folder, options):
-    """Log-prob and entropy in nats of every response token, in the order of the rows; 200 tokens beyond Olmo-3's first 64."""
+    """Log-prob and entropy in nats of every response token, in the order of the rows; rows of up to 160 tokens, beyond Olmo-3's first 64."""
     torch = pytest.importorskip("torch", reason="comparison with torch needs the 'parity' extra")
     from transformers import AutoModelForCausalLM
 
@@ -91,12 +91,14 @@ def test_text_rows_are_encoded_as_they_stand(tmp_path):
 @pytest.mark.parametrize(
     "row, message",
     [
-        ("{", "line 1: not JSON"),
+        ("{", "line 1: not JSON that can be read"),
         ([1], "line 1: wanted an object, got list"),
         ({"prompt_ids": [1], "response_ids": [75]}, "row 1: wanted 'response' as text or response_ids as token ids below 75"),
         ({"prompt_ids": [1, 1.0], "response_ids": []}, "row 1: wanted 'prompt' as text or prompt_ids as token ids"),
         ({"prompt_ids": [1]}, "row 1: wanted 'response'"),
         ({"prompt_ids": [], "response_ids": [1]}, "row 1: the prompt is empty"),
+        ({"prompt_ids": None, "response_ids": [1]}, "row 1: wanted 'prompt' as text"),
+        ("[" * 100_000, "line 1: not JSON that can be read"),
     ],
 )
 def test_bad_rows_are_one_clear_line(tmp_path, capsys, row, message):
@@ -115,13 +117,27 @@ def test_bad_rows_are_one_clear_line(tmp_path, capsys, row, message):
         (["--modle=tiny"], "unknown config key modle (did you mean 'model'?)"),
         (["--model=tiny", "--input=/nowhere", "--output=x"], "input /nowhere cannot be read: No such file"),
         (["--model=tiny", "--input=x", "--output=x", "--dtype=int8"], "dtype: got 'int8', wanted one of float32, bfloat16"),
-        (["--model=tiny", "--input=x", "--output=x", "--temperature=0"], "temperature and tokens: got 0.0"),
+        (
+            ["--model=tiny", "--input=x", "--output=x", "--temperature=0"],
+            "temperature and tokens: got 0.0 and 32768, wanted 0.001 … 1000 and at least 1",
+        ),
         (["--model=/nowhere", "--input=x", "--output=x"], "model folder /nowhere does not exist"),
+        (["--model=tiny", "--input=x", "--output=/nowhere/x"], "output /nowhere/x: wanted a file in a folder that exists"),
+        (["--model=tiny", "--input=x", "--output=/"], "output /: wanted a file in a folder that exists"),
+        (["--model=tiny", "--input=x", "--output=x", "--mesh.fsdp=0"], "mesh.fsdp: got 0, wanted at least 1"),
     ],
 )
 def test_bad_options_are_one_clear_line(capsys, options, message):
     assert main(["score", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_linked_output_stays_a_link_and_odd_text_comes_back(tmp_path):
+    (tmp_path / "target.jsonl").write_text("old")
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "target.jsonl")
+    (row,) = score(tmp_path, "tiny", [{"id": "\ud800", "prompt_ids": [5], "response": "Let me try \ud800"}])
+    assert (tmp_path / "out.jsonl").is_symlink() and row["id"] == "\ud800" and len(row["logprobs"]) > 0
+    assert json.loads((tmp_path / "target.jsonl").read_text())["logprobs"] == row["logprobs"]
 
 
 def test_size_classes_are_few_and_waste_little():
@@ -188,6 +204,13 @@ def test_conversion_overwrites_nothing_and_names_what_there_is(tmp_path, run, ca
     assert "has no checkpoint 7; there are: 1, 2" in capsys.readouterr().err and not (tmp_path / "new").exists()
     assert main(["convert", str(tmp_path), f"--to={tmp_path / 'new'}"]) == 2
     assert "is not a run's folder: it has no checkpoints" in capsys.readouterr().err
+    assert main(["convert", str(run), f"--to={tmp_path / 'no' / 'such'}"]) == 2
+    assert "does not exist: choose another --to" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert main(["convert", str(run), f"--to={tmp_path / 'link'}"]) == 0
+    assert (tmp_path / "empty" / "config.json").exists() and (tmp_path / "link").is_symlink()
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
 def test_looking_into_a_run_leaves_a_write_under_way_alone(tmp_path, run):

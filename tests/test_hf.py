@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -133,25 +134,36 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ("qwen3", {"model_type": "llama"}, "model_type is 'llama', wanted one of qwen3, qwen3_moe, olmo3"),
         ("qwen3", {"head_dim": ...}, "field 'head_dim' is missing"),
         ("qwen3", {"hidden_size": "64"}, "hidden_size is '64', wanted a positive int"),
-        ("qwen3", {"rms_norm_eps": 0}, "rms_norm_eps is 0.0, wanted a positive float"),
+        ("qwen3", {"rms_norm_eps": 0}, "rms_norm_eps is 0, wanted a positive float"),
         ("qwen3", {"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rope_type is 'linear'.*supported: default, yarn"),
         ("qwen3", {"rope_scaling": YARN | {"mscale": 1}}, r"rope_type is 'yarn' \['mscale'\]"),
-        ("qwen3", {"rope_scaling": {"rope_type": "yarn"}}, "yarn needs factor and original_max_position_embeddings"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn"}}, "yarn's factor is None, wanted a positive float"),
         ("qwen3", {"rope_theta": ...}, "rope_theta is missing"),
+        ("qwen3", {"rope_theta": -1e6}, "rope_theta is -1000000.0, wanted a positive float"),
+        ("qwen3", {"rope_theta": "1e6"}, "rope_theta is '1e6', wanted"),
+        ("qwen3", {"rope_scaling": "yarn"}, "rope_scaling is 'yarn', wanted an object"),
+        ("qwen3", {"rope_scaling": YARN | {"factor": 0}}, "yarn's factor is 0, wanted"),
+        ("qwen3", {"rope_scaling": YARN | {"truncate": "false"}}, "yarn's truncate is 'false', wanted a bool"),
+        ("qwen3", {"rope_scaling": YARN | {"beta_fast": 1, "beta_slow": 32}}, "yarn's beta_fast 1.0 is below its beta_slow 32.0"),
+        ("qwen3", {"rope_scaling": YARN, "original_max_position_embeddings": 40960}, "original_max_position_embeddings is 40960 and"),
+        ("qwen3", {"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', wanted a bool"),
+        ("qwen3", {"rms_norm_eps": float("inf")}, "rms_norm_eps is inf, wanted"),
+        ("qwen3", {"model_type": [1]}, r"model_type is \[1\], wanted one of"),
         ("qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}, "rope_theta is 1000000.0 and 5000000.0, wanted one"),
         ("qwen3", {"attention_bias": True}, "attention_bias is True, supported: False"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True"),
         ("qwen3", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config is"),
-        ("qwen3", {"layer_types": ["linear_attention"] * 36}, r"layer_types has 36 entries \['linear_attention'\], wanted 36 of"),
+        ("qwen3", {"layer_types": ["linear_attention"] * 36}, r"layer_types is \['linear_attention'.*, wanted 36 entries of"),
+        ("qwen3", {"layer_types": [None] * 36}, "layer_types is"),
         ("qwen3", {"num_key_value_heads": 5}, "32 heads of 128 over 5 key/value heads do not fit together"),
         ("olmo3", {"sliding_window": None}, "sliding_window is None, wanted a positive int"),
-        ("olmo3", {"num_hidden_layers": 31}, "layer_types has 32 entries"),
+        ("olmo3", {"num_hidden_layers": 31}, "layer_types is .*, wanted 31 entries"),
         ("olmo3", {"rope_parameters": {"full_attention": YARN}, "rope_scaling": None}, "rope_parameters has no sliding_attention"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, r"mlp_only_layers is \[0\], supported: \[\]"),
         ("qwen3_moe", {"num_experts": ...}, "num_experts is missing"),
-        ("qwen3_moe", {"num_local_experts": 64}, "num_experts is .*, wanted one positive int"),
+        ("qwen3_moe", {"num_local_experts": 64}, "num_experts is 128 and 64, wanted one value"),
         ("qwen3_moe", {"num_experts_per_tok": 256}, "num_experts_per_tok is 256 of 128 experts"),
-        ("qwen3_moe", {"norm_topk_prob": None}, "norm_topk_prob is None, wanted bool"),
+        ("qwen3_moe", {"norm_topk_prob": None}, "norm_topk_prob is None, wanted a bool"),
     ],
 )
 def test_an_unsupported_config_is_refused(tmp_path, family, changes, message):
@@ -204,11 +216,45 @@ def test_a_half_written_or_missing_file_is_refused(tmp_path, model, weights, mes
         hf.load_weights(tmp_path, model, mesh1)
 
 
+def test_an_output_matrix_beside_a_tied_embedding_must_be_its_copy(tmp_path, model, weights, mesh1):
+    tied = replace(model, tied=True)
+    write(tmp_path, tied, weights.replace(unembedding=None))
+    change(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
+    assert hf.load_weights(tmp_path, tied, mesh1).unembedding is None
+    change(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(UserError, match="ties lm_head.weight to the embedding, but the file holds another one"):
+        hf.load_weights(tmp_path, tied, mesh1)
+
+
+def test_a_tensor_in_two_files_is_refused_and_new_weights_leave_no_old_ones(tmp_path, model, weights, mesh1):
+    hf.save_weights(tmp_path, model, weights, shard_bytes=20_000)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4
+    save_file({"model.norm.weight": np.ones(32, np.float32)}, tmp_path / "model-00001-of-00004.safetensors")
+    with pytest.raises(UserError, match="model.norm.weight is in model-00001-of-00004.safetensors and in model-00004"):
+        hf.load_weights(tmp_path, model, mesh1)
+    hf.save_weights(tmp_path, model, weights)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_settings_of_another_model_do_not_stay(tmp_path):
+    for name, files in (("a", ["config.json", "chat_template.jinja"]), ("b", ["config.json"])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+    for source in ("a", "b"):
+        hf.copy_settings(tmp_path / source, tmp_path / "run")
+    assert [(p.name, p.read_text()) for p in (tmp_path / "run").iterdir()] == [("config.json", "b")]
+    hf.copy_settings(tmp_path / "run", tmp_path / "run")
+
+
 def test_stop_tokens_come_from_the_generation_config(tmp_path, model, weights):
     write(tmp_path, model, weights)
     assert stop_tokens(tmp_path) == (2,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
     assert stop_tokens(tmp_path) == (5, 2)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": []}')
+    with pytest.raises(UserError, match=r"eos_token_id is \[\], wanted token ids"):
+        stop_tokens(tmp_path)
 
 
 def test_a_hub_name_is_its_snapshot_and_an_unknown_one_a_clear_error(tmp_path, monkeypatch):
@@ -252,12 +298,12 @@ def test_loading_two_gigabytes_takes_less_than_one_above_the_shards(tmp_path):
     raw |= {"num_hidden_layers": 16, "vocab_size": 70_000}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     rng = np.random.default_rng(0)
-    where, total = {}, 0
-    for name, shape in hf.tensor_shapes(parse(raw, "")).items():
-        file = f"model-{len(where):05d}.safetensors"
-        tensor = rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
-        save_file({name: tensor}, tmp_path / file)
-        where[name], total = file, total + tensor.nbytes
+    where, total, shapes = {}, 0, list(hf.tensor_shapes(parse(raw, "")).items())
+    for i in range(0, len(shapes), 20):
+        tensors = {n: rng.integers(0x3C00, 0x3D00, s, np.uint16).view(ml_dtypes.bfloat16) for n, s in shapes[i : i + 20]}
+        save_file(tensors, tmp_path / f"model-{i:05d}.safetensors")
+        where |= dict.fromkeys(tensors, f"model-{i:05d}.safetensors")
+        total += sum(t.nbytes for t in tensors.values())
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     assert 1.9e9 < total < 2.3e9
     for dtype in ("bfloat16", "float32"):

@@ -27,7 +27,7 @@ BELOW = {
     "metrics": {"arrays", "objective", "rewards", "text"},
     "plan": {"arrays", "model", "steps"},
     "report": {"errors", "log"},
-    "tiny": {"arrays", "model", "score", "text", "types"},
+    "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
     "score_file": {"errors", "types", "log", "model", "score", "steps", "text"},
     "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},

@@ -22,21 +22,24 @@ def attention(q, k, v, lengths, window: int | None = None):
     """softmax(q·kᵀ/√C + causal or windowed mask)·v. q [B T H C], k and v [B T K C], lengths [B] → [B T H C].
 
     Rows are right-padded: row b is lengths[b] tokens long and what stands at and beyond that is finite and meaningless.
-    TPU: the splash kernel. GPU: cuDNN in 16-bit types. Elsewhere query chunks against their prefix, in memory linear in T.
+    TPU: the splash kernel. GPU: cuDNN, in 16-bit types and heads it knows. Elsewhere query chunks against their prefix, in memory linear in T.
     """
     on = platform()
     if on == "tpu":
         return splash(q, k, v, lengths, window)
-    if on == "gpu" and q.dtype.itemsize == 2:
+    if on == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
         return library(q, k, v, lengths, window, "cudnn")
     return chunked(q, k, v, window)
 
 
 def library(q, k, v, lengths, window, implementation: str):
-    """JAX's own attention."""
+    """JAX's own attention, in an even number of tokens: cuDNN's gradient wants one."""
+    t = q.shape[1]
+    q, k, v = (jnp.pad(x, ((0, 0), (0, t % 2), (0, 0), (0, 0))) for x in (q, k, v))
     seen = None if window is None else (window - 1, 0)
     sizes = dict(query_seq_lengths=lengths, key_value_seq_lengths=lengths)
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=seen, implementation=implementation, **sizes)
+    out = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=seen, implementation=implementation, **sizes)
+    return out[:, :t]
 
 
 def splash(q, k, v, lengths, window, interpret: bool = False):

@@ -21,6 +21,7 @@ from antisd_jax.model.settings import read_json
 from antisd_jax.model.sharding import param_shardings
 
 DTYPES = ("F32", "BF16", "F16")
+INDEX = "model.safetensors.index.json"
 SETTINGS = (
     "config.json",
     "tokenizer.json",
@@ -101,18 +102,20 @@ def find_tensors(folder: Path, c: ModelConfig) -> dict[str, Path]:
 
     Raises UserError naming missing, unexpected and mis-shaped tensors, and those of a dtype that is not read.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     files = {"model.safetensors"}
     if index.exists():
         where = read_json(index).get("weight_map")
-        if not isinstance(where, dict):
-            raise UserError(f"{index} has no weight_map")
+        if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
+            raise UserError(f"{index} has no weight_map from tensors to files")
         files = set(where.values())
     wanted = tensor_shapes(c)
     found, problems = {}, []
     for file in sorted(folder / name for name in files):
         with _open(file) as f:
             for name in f.keys():
+                if name in found:
+                    problems.append(f"{name} is in {found[name].name} and in {file.name}")
                 found[name] = file
                 part = f.get_slice(name)
                 if name in wanted and tuple(part.get_shape()) != wanted[name]:
@@ -125,7 +128,19 @@ def find_tensors(folder: Path, c: ModelConfig) -> dict[str, Path]:
         problems.insert(0, f"tensors missing: {_few(missing)}; tensors unexpected: {_few(extra)}")
     if problems:
         raise UserError(f"{folder}: {_few(problems)}")
+    if c.tied and "lm_head.weight" in found:
+        _check_tied(folder, found)
     return found
+
+
+def _check_tied(folder: Path, files: dict[str, Path]) -> None:
+    """An output matrix beside a tied embedding must be its copy."""
+    with _open(files["lm_head.weight"]) as f, _open(files["model.embed_tokens.weight"]) as g:
+        a, b = f.get_slice("lm_head.weight"), g.get_slice("model.embed_tokens.weight")
+        rows = b.get_shape()[0]
+        blocks = [slice(i, min(i + 8192, rows)) for i in range(0, rows, 8192)]
+        if a.get_shape() != b.get_shape() or any((a[s] != b[s]).any() for s in blocks):
+            raise UserError(f"{folder}: config.json ties lm_head.weight to the embedding, but the file holds another one")
 
 
 def _few(items: list[str]) -> str:
@@ -203,15 +218,23 @@ def _flat(shape, index) -> slice:
 
 
 def copy_settings(source: str | Path, target: str | Path) -> None:
-    """config.json, tokenizer and generation settings, as they are, without the weights."""
-    Path(target).mkdir(parents=True, exist_ok=True)
+    """config.json, tokenizer and generation settings of `source`, as they are, and no other model's; not the weights."""
+    source, target = Path(source), Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    if source.resolve() == target.resolve():
+        return
     for name in SETTINGS:
-        if (Path(source) / name).exists():
-            shutil.copyfile(Path(source) / name, Path(target) / name)
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
 
 
 def save_weights(folder: str | Path, c: ModelConfig, weights: Weights, dtype=np.float32, shard_bytes: int = 2 * 2**30) -> None:
-    """Weights → safetensors of `dtype`, in files of about `shard_bytes`, layer after layer; an index beside several of them."""
+    """Weights → safetensors of `dtype`, in files of about `shard_bytes`, layer after layer; an index beside several of them.
+
+    They take the place of whatever weights the folder held.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shapes, size = tensor_shapes(c), np.dtype(dtype).itemsize
@@ -235,4 +258,7 @@ def save_weights(folder: str | Path, c: ModelConfig, weights: Weights, dtype=np.
             tensors = {}
     if count > 1:
         index = {"metadata": {"total_size": int(sum(sizes))}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    for file in folder.glob("model*.safetensors*"):
+        if file.name not in where.values() and (count == 1 or file.name != INDEX):
+            file.unlink()

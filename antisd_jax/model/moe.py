@@ -9,13 +9,16 @@ import jax.numpy as jnp
 from antisd_jax.model.parameters import Experts
 from antisd_jax.model.sharding import current_mesh, on_shards
 
+CHUNK = 8192  # tokens, gathered from all devices, whose copies for their experts exist at one time
+
 
 def route(x, router, experts: Experts):
     """(probabilities […, A] float32, chosen experts […, A], the most likely first) of x […, D] under router [D E].
 
     softmax over all experts in float32, then the A largest; among equal ones the lower index wins.
     """
-    logits = x.astype(jnp.float32) @ router.astype(jnp.float32)
+    exact = jax.lax.Precision.HIGHEST  # an accelerator's default rounds float32 products, and with them who is chosen
+    logits = jnp.matmul(x.astype(jnp.float32), router.astype(jnp.float32), precision=exact)
     top, chosen = jax.lax.top_k(jax.nn.softmax(logits, axis=-1), experts.per_token)
     return top / top.sum(axis=-1, keepdims=True) if experts.renormalise else top, chosen
 
@@ -33,17 +36,34 @@ def mixture(x, probabilities, chosen, gate, up, down):
     expert axis, every device does its own experts' work for all of them, and the sums are scattered back. With eight of
     128 experts a token, nearly every device needs nearly every token, so that an all-to-all would carry no less.
     """
+    gate, up, down = (w.astype(x.dtype) for w in (gate, up, down))  # out here, so that what fsdp gathers is no wider
     token = ("rows", None, None)
     weights = (("experts", None, "feed_forward"), ("experts", None, "feed_forward"), ("experts", "feed_forward", None))
     return on_shards(_local, (token, token, token, *weights), token)(x, probabilities, chosen, gate, up, down)
 
 
 def _local(x, probabilities, chosen, gate, up, down):
-    """One device's part of `mixture`: its rows in, its rows out."""
-    spread = current_mesh() is not None
-    shape, each = x.shape, chosen.shape[-1]
+    """One device's part of `mixture`: its rows in, its rows out, in chunks of tokens that bound what is alive."""
+    mesh = current_mesh()
+    ways = mesh.shape["expert"] if mesh else 1
+    shape = x.shape
     x, probabilities, chosen = (a.reshape(-1, a.shape[-1]) for a in (x, probabilities, chosen))
-    first = 0
+    chunks = -(-len(x) * ways // CHUNK)
+    if chunks == 1:
+        return _chunk(x, probabilities, chosen, gate, up, down, mesh is not None).reshape(shape)
+    size = -(-len(x) // chunks)
+
+    def split(a):
+        return jnp.pad(a, ((0, chunks * size - len(a)), (0, 0))).reshape(chunks, size, -1)
+
+    part = jax.checkpoint(lambda a: _chunk(*a, gate, up, down, mesh is not None))
+    out = jax.lax.map(part, tuple(map(split, (x, probabilities, chosen))))
+    return out.reshape(chunks * size, -1)[: len(x)].reshape(shape)
+
+
+def _chunk(x, probabilities, chosen, gate, up, down, spread: bool):
+    """x [N D], probabilities and chosen [N A] of this device → [N D]; spread: the experts are spread over a mesh."""
+    each, first = chosen.shape[-1], 0
     if spread:
         x, probabilities, chosen = (jax.lax.all_gather(a, "expert", tiled=True) for a in (x, probabilities, chosen))
         first = jax.lax.axis_index("expert") * gate.shape[0]
@@ -56,11 +76,11 @@ def _local(x, probabilities, chosen, gate, up, down):
     # Rows beyond the groups' sum are not computed: their content is undefined, in the gradient as well, hence both masks.
     kept = mine[order][:, None]
     rows = jnp.where(kept, x[order // each], 0)
-    hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate.astype(x.dtype), sizes))
-    hidden *= jax.lax.ragged_dot(rows, up.astype(x.dtype), sizes)
-    out = jnp.where(kept, jax.lax.ragged_dot(hidden, down.astype(x.dtype), sizes), 0)
-    out = out[jnp.argsort(order)].reshape(-1, each, shape[-1]).astype(jnp.float32)
+    hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes))
+    hidden *= jax.lax.ragged_dot(rows, up, sizes)
+    out = jnp.where(kept, jax.lax.ragged_dot(hidden, down, sizes), 0)
+    out = out[jnp.argsort(order)].reshape(-1, each, x.shape[-1]).astype(jnp.float32)
     out = (out * probabilities[..., None]).sum(axis=1).astype(x.dtype)
     if spread:
         out = jax.lax.psum_scatter(jax.lax.psum(out, "tensor"), "expert", tiled=True)
-    return out.reshape(shape)
+    return out

@@ -34,10 +34,10 @@ YARN_KEYS |= {"beta_fast", "beta_slow", "truncate"}
 def read_json(path: Path) -> dict:
     """A JSON object from a file that must exist. Raises UserError naming the file."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"model folder {path.parent} has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
+    except (ValueError, RecursionError, OSError) as e:
         raise UserError(f"{path} cannot be read: {e}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, wanted a JSON object")
@@ -59,7 +59,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 def parse(raw: dict, where: str) -> ModelConfig:
     """The content of a config.json → ModelConfig; `where` names it in errors."""
     family = raw.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise UserError(f"{where}: model_type is {family!r}, wanted one of {', '.join(ARCHITECTURES)}")
     for name, allowed in FIXED.items():
         if name in raw and raw[name] not in allowed:
@@ -68,12 +68,7 @@ def parse(raw: dict, where: str) -> ModelConfig:
     def field(name, kind=int):
         if name not in raw:
             raise UserError(f"{where}: field {name!r} is missing")
-        value = raw[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)) or (kind in (int, float) and not value > 0):
-            raise UserError(f"{where}: {name} is {value!r}, wanted {'a positive ' if kind is not bool else ''}{kind.__name__}")
-        return value
+        return _typed(raw[name], kind, name, where)
 
     width, heads, layers = field("hidden_size"), field("num_attention_heads"), field("num_hidden_layers")
     head_dim = field("head_dim") if family != "olmo3" or raw.get("head_dim") is not None else width // heads
@@ -95,32 +90,40 @@ def parse(raw: dict, where: str) -> ModelConfig:
         feed_forward=field("moe_intermediate_size" if experts else "intermediate_size"),
         kinds=_kinds(raw, family, layers, where),
         norm_eps=field("rms_norm_eps", float),
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=_typed(raw.get("tie_word_embeddings", False), bool, "tie_word_embeddings", where),
         norm_after=family == "olmo3",
         norm_whole=family == "olmo3",
         experts=experts,
     )
 
 
+def _typed(value, kind, name: str, where: str):
+    """A bool, or a positive and finite int or float; an int will do for a float."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is float and number and 0 < value < math.inf:
+        return float(value)
+    if (kind is int and number and isinstance(value, int) and value > 0) or (kind is bool and isinstance(value, bool)):
+        return value
+    raise UserError(f"{where}: {name} is {value!r}, wanted {'a bool' if kind is bool else f'a positive {kind.__name__}'}")
+
+
 def _experts(raw: dict, where: str) -> int:
     """num_experts, which transformers 5 also spells num_local_experts."""
-    found = {raw[k] for k in ("num_experts", "num_local_experts") if k in raw}
-    if len(found) != 1 or not isinstance(next(iter(found)), int) or next(iter(found)) < 1:
-        raise UserError(f"{where}: num_experts is {', '.join(map(repr, found)) or 'missing'}, wanted one positive int")
-    return found.pop()
+    found = [_typed(raw[k], int, k, where) for k in ("num_experts", "num_local_experts") if k in raw]
+    if len(set(found)) != 1:
+        raise UserError(f"{where}: num_experts is {' and '.join(map(str, found)) or 'missing'}, wanted one value")
+    return found[0]
 
 
 def _kinds(raw: dict, family: str, layers: int, where: str) -> tuple[LayerKind, ...]:
     """The shortest pattern of layers that repeats."""
     default = [FULL if family != "olmo3" or i % 4 == 3 else SLIDING for i in range(layers)]
     types = raw.get("layer_types") or default
-    if len(types) != layers or not set(types) <= {FULL, SLIDING}:
-        raise UserError(f"{where}: layer_types has {len(types)} entries {sorted(set(types))}, wanted {layers} of {FULL}, {SLIDING}")
+    if not isinstance(types, list) or len(types) != layers or any(t not in (FULL, SLIDING) for t in types):
+        raise UserError(f"{where}: layer_types is {str(types)[:60]}, wanted {layers} entries of {FULL}, {SLIDING}")
     if family != "olmo3" and SLIDING in types:
         raise UserError(f"{where}: layer_types has {SLIDING}, supported in olmo3 only")
-    window = raw.get("sliding_window")
-    if SLIDING in types and (not isinstance(window, int) or window < 1):
-        raise UserError(f"{where}: sliding_window is {window!r}, wanted a positive int")
+    window = _typed(raw.get("sliding_window"), int, "sliding_window", where) if SLIDING in types else None
     ropes = {t: _rope(raw, family, t, where) for t in set(types)}
     period = next(n for n in range(1, layers + 1) if layers % n == 0 and types == types[:n] * (layers // n))
     return tuple(LayerKind(ropes[t], window if t == SLIDING else None) for t in types[:period])
@@ -129,16 +132,19 @@ def _kinds(raw: dict, family: str, layers: int, where: str) -> tuple[LayerKind, 
 def _rope(raw: dict, family: str, layer_type: str, where: str) -> Rope:
     """The rotary embedding of one layer type. In Olmo-3, YaRN belongs to the full-attention layers only."""
     new, old = raw.get("rope_parameters"), raw.get("rope_scaling")
+    for name, given in (("rope_parameters", new), ("rope_scaling", old)):
+        if not isinstance(given, dict | None):
+            raise UserError(f"{where}: {name} is {given!r}, wanted an object")
     if new and old and new != old:
         raise UserError(f"{where}: rope_parameters and rope_scaling contradict each other")
     given = new or old or {}
     if FULL in given or SLIDING in given:
         if layer_type not in given:
             raise UserError(f"{where}: rope_parameters has no {layer_type}")
-        given = given[layer_type]
+        given = given[layer_type] or {}
     elif family == "olmo3" and layer_type == SLIDING:
         given = {k: v for k, v in given.items() if k == "rope_theta"}
-    bases = {float(x) for x in (raw.get("rope_theta"), given.get("rope_theta")) if x is not None}
+    bases = {_typed(x, float, "rope_theta", where) for x in (raw.get("rope_theta"), given.get("rope_theta")) if x is not None}
     if len(bases) != 1:
         raise UserError(f"{where}: rope_theta is {' and '.join(map(str, sorted(bases))) or 'missing'}, wanted one value")
     kind = given.get("rope_type", given.get("type", "default"))
@@ -147,14 +153,24 @@ def _rope(raw: dict, family: str, layer_type: str, where: str) -> Rope:
     unknown = sorted(set(given) - YARN_KEYS)
     if kind != "yarn" or unknown:
         raise UserError(f"{where}: rope_type is {kind!r} {unknown or ''}, supported: default, yarn".replace("  ", " "))
-    try:
-        factor, original = float(given["factor"]), int(given["original_max_position_embeddings"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{where}: yarn needs factor and original_max_position_embeddings, got {given}") from None
-    scale = given.get("attention_factor")
-    scale = (0.1 * math.log(factor) + 1 if factor > 1 else 1.0) if scale is None else float(scale)
-    fast, slow = given.get("beta_fast") or 32.0, given.get("beta_slow") or 1.0
-    return Rope(bases.pop(), Yarn(factor, original, scale, float(fast), float(slow), given.get("truncate", True)))
+    return Rope(bases.pop(), _yarn(given, raw.get("original_max_position_embeddings"), where))
+
+
+def _yarn(given: dict, elsewhere, where: str) -> Yarn:
+    """YaRN's numbers, with its paper's defaults. elsewhere: an original context beside the rope settings, which must agree."""
+
+    def number(name, default=None, kind=float):
+        value = given.get(name)
+        return default if value is None and default is not None else _typed(value, kind, f"yarn's {name}", where)
+
+    factor, original = number("factor"), number("original_max_position_embeddings", kind=int)
+    if elsewhere not in (None, original):
+        raise UserError(f"{where}: original_max_position_embeddings is {elsewhere!r} and, for yarn, {original}; wanted one value")
+    fast, slow = number("beta_fast", 32.0), number("beta_slow", 1.0)
+    if fast < slow:
+        raise UserError(f"{where}: yarn's beta_fast {fast} is below its beta_slow {slow}")
+    scale = number("attention_factor", 0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+    return Yarn(factor, original, scale, fast, slow, _typed(given.get("truncate", True), bool, "yarn's truncate", where))
 
 
 def render(c: ModelConfig, *, eos: int, bos: int | None, positions: int) -> dict:
@@ -210,4 +226,7 @@ def stop_tokens(folder: str | Path) -> tuple[int, ...]:
         ids = read_json(folder / "config.json").get("eos_token_id")
     if ids is None:
         raise UserError(f"{folder}: neither generation_config.json nor config.json gives eos_token_id")
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+    ids = ids if isinstance(ids, list) else [ids]
+    if not ids or not all(type(i) is int and i >= 0 for i in ids):
+        raise UserError(f"{folder}: eos_token_id is {ids}, wanted token ids")
+    return tuple(ids)

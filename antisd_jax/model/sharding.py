@@ -42,6 +42,13 @@ class MeshConfig:
     tensor: int = 1
     expert: int = 1
 
+    def __post_init__(self):
+        for name in ("fsdp", "tensor", "expert"):
+            if getattr(self, name) < 1:
+                raise UserError(f"mesh.{name}: got {getattr(self, name)}, wanted at least 1")
+        if self.data < 1 and self.data != -1:
+            raise UserError(f"mesh.data: got {self.data}, wanted at least 1, or -1 for what the others leave")
+
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     """The device mesh. Raises UserError when the axes do not multiply to the number of devices."""

@@ -43,8 +43,8 @@ class Context:
     shortened: bool = False
 
 
-def load_tokenizer(folder: str | Path):
-    """The folder's tokenizer. Raises UserError when there is none or it has no chat template."""
+def load_tokenizer(folder: str | Path, chat: bool = True):
+    """The folder's tokenizer. Raises UserError when there is none or, where `chat` is wanted, it has no chat template."""
     from transformers import AutoTokenizer
 
     if not (Path(folder) / "tokenizer.json").exists():
@@ -53,7 +53,7 @@ def load_tokenizer(folder: str | Path):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # the library raises whatever the broken file provokes
         raise UserError(f"{folder}: tokenizer cannot be loaded: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from None
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template (chat_template.jinja or tokenizer_config.json)")
     return tokenizer
 

@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from antisd_jax.errors import UserError
 from antisd_jax.model.hf import save_weights
 from antisd_jax.model.parameters import Experts, LayerKind, ModelConfig, count, init
 from antisd_jax.model.rope import Rope, Yarn
@@ -22,6 +23,8 @@ WINDOW, ORIGINAL = 64, 256  # of the Olmo-3 relative: small enough that a short 
 
 def relative(family: str, vocab: int, width: int = 64, layers: int = 4) -> ModelConfig:
     """A small relative of a family: its RoPE, norms, head layout and router, at little width."""
+    if width < 8 or width % 8 or layers < 1:
+        raise UserError(f"width and layers: got {width} and {layers}, wanted a multiple of 8 and at least 1")
     shape = dict(vocab=vocab, width=width, layers=layers, heads=4, head_dim=width // 4)
     plain = (LayerKind(Rope(1e6)),)
     if family == "qwen3":
