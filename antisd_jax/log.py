@@ -37,6 +37,32 @@ def read_jsonl(path: Path) -> list[dict]:
     return rows
 
 
+def read_rows(path: Path) -> list[dict]:
+    """The JSON objects of a JSONL file."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"input {path} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}, line {number}: not JSON that can be read: {e}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def check_output(path: str) -> None:
+    """Raises UserError where a file could not be written after all the work."""
+    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
+        raise UserError(f"output {path}: wanted a file in a folder that exists")
+
+
 class Log:
     """The run folder's files. Lines past `step`, left by a process that died after its last checkpoint, are dropped."""
 

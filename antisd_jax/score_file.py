@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from antisd_jax.errors import UserError
-from antisd_jax.log import say, write_atomically
+from antisd_jax.log import check_output, read_rows, say, write_atomically
 from antisd_jax.model import hf
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh, place_rows, rows_per_step, use_mesh
@@ -46,8 +46,7 @@ class ScoreConfig:
             raise UserError(f"dtype: got {self.dtype!r}, wanted one of float32, bfloat16")
         if not 1e-3 <= self.temperature <= 1e3 or self.tokens < 1:
             raise UserError(f"temperature and tokens: got {self.temperature} and {self.tokens}, wanted 0.001 … 1000 and at least 1")
-        if Path(self.output).is_dir() or not Path(self.output).absolute().parent.is_dir():
-            raise UserError(f"output {self.output}: wanted a file in a folder that exists")
+        check_output(self.output)
 
 
 def score_file(config: ScoreConfig) -> None:
@@ -63,26 +62,6 @@ def score_file(config: ScoreConfig) -> None:
     lines = [json.dumps(row | dict(zip(("logprobs", "entropies"), s))) for row, s in zip(rows, scored)]
     write_atomically(Path(config.output), "\n".join(lines) + "\n" if lines else "")
     say(f"{config.output}: {len(rows)} rows, {sum(len(r) for _, r in pairs)} response tokens")
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The JSON objects of a JSONL file."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"input {path} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}, line {number}: not JSON that can be read: {e}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
 
 
 def ids_of(rows: list[dict], folder: Path, vocab: int, where: str) -> list[tuple[list[int], list[int]]]:

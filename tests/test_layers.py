@@ -30,6 +30,7 @@ BELOW = {
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
     "score_file": {"errors", "types", "log", "model", "score", "steps", "text"},
+    "grade_file": {"errors", "log", "rewards"},
     "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},
 }
 TOP = {"train", "cli", "__main__", "__init__"}

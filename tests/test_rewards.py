@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -6,7 +5,8 @@ import time
 from fractions import Fraction
 
 import pytest
-from conftest import SHARED
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards import countdown
@@ -77,7 +77,7 @@ def test_math_answers(math_pool):
         ("\\boxed{x^2+2x+1}", "(x+1)^2", "correct"),
         ("\\boxed{7} or rather \\boxed{8}", "8", "correct"),
         ("\\boxed{8}", "7", "wrong"),
-        ("the answer is 7", "7", "unparsed"),
+        ("the answer is 7", "7", "correct"),
         ("\\boxed{Monday}", "Monday", "correct"),
     ]
     grades = math_pool.grade([c[0] for c in cases], [c[1] for c in cases])
@@ -86,7 +86,7 @@ def test_math_answers(math_pool):
 
 def test_a_hanging_answer_times_out_and_its_worker_is_replaced(math_pool):
     start = time.monotonic()
-    grades = math_pool.grade(["\\boxed{9^{9^{9^{9}}}}", "\\boxed{3}"] * 2, ["3"] * 4)
+    grades = math_pool.grade(["\\boxed{\\binom{99999999}{4999999}}", "\\boxed{3}"] * 2, ["3"] * 4)
     assert [g.outcome for g in grades] == ["timed out", "correct"] * 2
     assert time.monotonic() - start < 30
     assert [g.outcome for g in math_pool.grade(["\\boxed{3}"] * 4, ["3"] * 4)] == ["correct"] * 4
@@ -106,7 +106,7 @@ def test_a_busy_worker_dies_with_a_killed_trainer():
     code = (
         "from antisd_jax.rewards.pool import *\n"
         "pool = Pool(RewardConfig('math', workers=1, timeout_s=60)); pool.grade(['\\\\boxed{2}'], ['1'])\n"
-        "print(pool.workers[0].process.pid, flush=True); pool.grade(['\\\\boxed{99999999!}'], ['1'])"
+        "print(pool.workers[0].process.pid, flush=True); pool.grade(['\\\\boxed{\\\\binom{99999999}{4999999}}'], ['1'])"
     )
     trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = int(trainer.stdout.readline())
@@ -133,10 +133,32 @@ def test_grades_come_back_in_order():
         assert [g.extracted for g in pool.grade(responses, ["1 from 0 1"] * 50)] == [f"{i % 3}+1" for i in range(50)]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
-def test_gold_answers_of_real_problems_are_judged_correct(math_pool):
-    rows = [json.loads(line) for line in (SHARED / "eval" / "math500.jsonl").read_text().split("\n") if line][:60]
-    grades = math_pool.grade([f"So it is \\boxed{{{r['answer']}}}." for r in rows], [r["answer"] for r in rows])
-    assert all(g.correct for g in grades)
-    shifted = math_pool.grade([f"\\boxed{{{r['answer']} + 1}}" for r in rows], [r["answer"] for r in rows])
-    assert sum(g.correct for g in shifted) == 0
+NASTY = st.one_of(
+    st.text(max_size=200),
+    st.text(alphabet="{}\\^_$()[]!|<>=+-*/%&,.0123456789xye\x00\ud800", max_size=200),
+    st.sampled_from(["9^{9^{9^9}}", "99999999!", "(" * 5000, "\\frac{" * 300, "\\sqrt[3]{" * 40 + "2" + "}" * 40, "1" * 1_000_000]),
+    st.sampled_from(["\\sum_{k=1}^{10^9} k", "(x+y+z)^{999}", "\\begin{pmatrix}" * 50, "\\text{" * 200, "\x00" * 100, "\u2028\u202e" * 50]),
+    st.sampled_from(["__import__('os').system('touch HERE')", "open('HERE','w').write('x')", "exec(\"open('HERE','w')\")"]),
+)
+
+
+@given(answers=st.lists(NASTY, min_size=1, max_size=4), boxed=st.booleans())
+@settings(max_examples=int(os.environ.get("NASTY_EXAMPLES", "25")), deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_answer_hangs_or_breaks_the_pool(nasty_pool, answers, boxed):
+    """Every answer comes back within twice its limit, and the pool grades on. NASTY_EXAMPLES=4000 is the long campaign."""
+    start = time.monotonic()
+    grades = nasty_pool.grade([f"\\boxed{{{a}}}" if boxed else a for a in answers], ["3"] * len(answers))
+    assert time.monotonic() - start < 2 * nasty_pool.workers[0].config.timeout_s * len(answers) + 5
+    assert all(g.outcome in ("wrong", "unparsed", "timed out") or "3" in a for g, a in zip(grades, answers))
+    assert nasty_pool.grade(["\\boxed{3}"], ["3"])[0].correct
+
+
+@pytest.fixture(scope="module")
+def nasty_pool(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nasty")
+    back = os.getcwd()
+    os.chdir(folder)
+    with Pool(RewardConfig("math", workers=2, timeout_s=2)) as pool:
+        yield pool
+    os.chdir(back)
+    assert list(folder.iterdir()) == []

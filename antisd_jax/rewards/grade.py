@@ -1,16 +1,17 @@
 """What every grader answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 OUTCOMES = ("correct", "wrong", "unparsed", "timed out")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """outcome: one of OUTCOMES. extracted: the answer that was judged, None when there was none to judge."""
+    """outcome: one of OUTCOMES. extracted: the answer that was judged, None when there was none to judge. seconds: it took."""
 
     outcome: str
     extracted: str | None = None
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def correct(self) -> bool:

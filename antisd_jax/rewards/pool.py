@@ -6,14 +6,17 @@ import queue
 import select
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.grade import Grade
 
 KINDS = ("countdown", "math")
+MAX_RESPONSE = 200_000  # characters from the end of a response that a grader sees
+MAX_ANSWER_LINE = 1_000_000  # bytes of a worker's answer
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class _Worker:
         self.process = None
 
     def grade(self, response: str, gold: str) -> Grade:
-        request = json.dumps({"response": response, "gold": gold}) + "\n"
+        request = json.dumps({"response": response[-MAX_RESPONSE:], "gold": gold}) + "\n"
         for attempt in (1, 2):
             if self.process is None:
                 self._start()
@@ -58,11 +61,18 @@ class _Worker:
             self.stop()
             # A worker that died, rather than being late, may have been killed from outside: its replacement answers.
             if not died or attempt == 2:
-                return Grade("timed out")
+                return Grade("unparsed" if died else "timed out")
         raise AssertionError("unreachable")
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "antisd_jax.rewards.worker", self.config.kind, str(self.config.memory_mb)]
+        command = [
+            sys.executable,
+            "-m",
+            "antisd_jax.rewards.worker",
+            self.config.kind,
+            str(self.config.memory_mb),
+            str(self.config.timeout_s),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         if self._read_line(self.START_S) is None:
             self.stop()
@@ -89,6 +99,8 @@ class _Worker:
                 self.process.wait()
                 return None
             data += chunk
+            if len(data) > MAX_ANSWER_LINE:
+                return None
         return data
 
     def stop(self) -> None:
@@ -125,7 +137,8 @@ class Pool:
 
     def _one(self, response: str, gold: str) -> Grade:
         worker = self.idle.get()
+        start = time.monotonic()
         try:
-            return worker.grade(response, gold)
+            return replace(worker.grade(response, gold), seconds=time.monotonic() - start)
         finally:
             self.idle.put(worker)

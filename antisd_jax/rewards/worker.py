@@ -1,7 +1,8 @@
 """A grader process: one JSON request a line on standard input, one JSON answer a line on standard output.
 
 Request {"response", "gold"}; answer {"outcome", "extracted"} or {"error"}; first of all a line "ready". Started by the pool as
-`python -m antisd_jax.rewards.worker KIND MEMORY_MB`, killed by it when an answer is late.
+`python -m antisd_jax.rewards.worker KIND MEMORY_MB TIMEOUT_S`, killed by it when an answer is late. Limits of its own: memory, CPU
+time (one answer's), no file may be written, no core is dumped.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ import sys
 
 
 def main() -> None:
-    kind, memory_mb = sys.argv[1], int(sys.argv[2])
+    kind, memory_mb, timeout = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
@@ -28,10 +29,13 @@ def main() -> None:
         from antisd_jax.rewards.math import grade
     else:
         from antisd_jax.rewards.countdown import grade
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
         request = json.loads(line)
+        used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+        resource.setrlimit(resource.RLIMIT_CPU, (int(used + timeout) + 2, resource.RLIM_INFINITY))
         try:
             result = grade(request["response"], request["gold"])
             answer = {"outcome": result.outcome, "extracted": result.extracted}
