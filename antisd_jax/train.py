@@ -4,6 +4,8 @@ One step is the algorithm's sentence: problems → rollouts → rewards → priv
 update → log, checkpoint. The verbs are in steps.py, the mathematics in objective/.
 """
 
+import json
+from collections import Counter
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +44,7 @@ from antisd_jax.steps import (
     student_scores,
     teacher_scores,
 )
+from antisd_jax.text.card import Card, answer_kind, without_duplicates, without_overlaps
 from antisd_jax.text.data import DataConfig, Order, Problem, load
 from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.types import TrainState
@@ -144,11 +147,16 @@ def train(config: Config) -> None:
     with lock_folder(folder):
         refuse_another_run(folder, config)
         policy, source = build(config)
-        problems = read_problems(policy, config.data, "data")
-        held_out = read_problems(policy, config.eval.data, "eval.data") if config.eval.every else []
+        held_out, cards = [], []
+        if config.eval.every:
+            held_out = read_problems(policy, config.eval.data, "eval.data", cards)
+        problems = read_problems(policy, config.data, "data", cards, {config.eval.data.path: held_out})
         write_atomically(folder / "config.yaml", configuration.dump(config))
         hf.copy_settings(source, folder / "model")
         say(describe(config, policy, len(problems), len(held_out)))
+        for card in reversed(cards):
+            say("\n".join(card.lines()))
+        write_atomically(folder / "overlaps.jsonl", "".join(json.dumps(o) + "\n" for card in cards for o in card.overlaps))
         with (
             use_mesh(policy.mesh),
             exact_products(policy.dtype),
@@ -202,11 +210,21 @@ def build(config: Config) -> tuple[Policy, Path]:
     return policy, path
 
 
-def read_problems(policy: Policy, data: DataConfig, key: str) -> list[Problem]:
-    """The file's problems with their prompts; those beyond the prompt budget are counted, said and left out."""
-    everything = load(data, key)
+def read_problems(policy: Policy, data: DataConfig, key: str, cards: list[Card], evaluation=None) -> list[Problem]:
+    """The file's problems with their prompts, and their card added to `cards`.
+
+    Left out and counted are duplicates, problems of an evaluation set (name → problems), and prompts beyond their budget.
+    """
+    card = Card(data.path)
+    everything = without_duplicates(load(data, key, card), card)
+    if evaluation and not data.path.startswith("countdown:"):  # the embedded sets are apart by construction, and all alike
+        everything = without_overlaps(everything, evaluation, card, data.overlaps == "drop")
     kept, longest = prompted(policy, everything)
+    card.kept, card.answers = len(kept), Counter(answer_kind(p.answer) for p in kept)
+    card.lengths = [len(p.prompt_ids) for p in kept]
+    cards.append(card)
     if longest:
+        card.dropped["longer prompts than lengths.prompt"] += len(everything) - len(kept)
         warn(
             f"{key}.path: {len(everything) - len(kept)} of {len(everything)} problems skipped, their prompts are longer than"
             f" lengths.prompt = {policy.prompt_budget} tokens (longest {longest})"

@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from conftest import SHARED
 
 from antisd_jax.errors import UserError
-from antisd_jax.text.data import DataConfig, Order, Problem, load
+from antisd_jax.text.card import Card, answer_kind, without_duplicates, without_overlaps
+from antisd_jax.text.data import DataConfig, Order, Problem, adapt, load
 
 ROW = '{"problem": "p", "answer": "1", "solution": null, "source": "s", "id": "a"}'
 
@@ -16,9 +19,8 @@ def file(tmp_path, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (ROW + '\n{"problem": "p", "answer": ""}', "rows.jsonl row 2: no answer"),
-        ('{"problem": "p"}', "row 1: no answer"),
-        ('{"answer": "1"}', "row 1: no problem"),
+        ('{"problem": "p"}\n' * 2, "holds no problems; 2 rows have no answer"),
+        ('{"answer": "1"}', "holds no problems; 1 rows have no problem"),
         (ROW + "\n\n{", "row 3: not JSON"),
         ("[]", "row 1: a list, wanted an object"),
         ("", "holds no problems"),
@@ -68,3 +70,82 @@ def test_real_files_load(name, rows, solutions):
     problems = load(DataConfig(str(SHARED / "train" / f"{name}.jsonl")), "data")
     assert len(problems) == rows
     assert all(bool(p.solution) == solutions for p in problems)
+
+
+def test_rows_that_lack_something_are_left_out_and_counted(tmp_path):
+    card = Card("x")
+    rows = [ROW, '{"problem": "q", "answer": ""}', '{"answer": "1"}', '{"problem": "r", "answer": "2"}']
+    problems = load(file(tmp_path, "\n".join(rows)), "data", card)
+    assert [(p.index, p.answer) for p in problems] == [(0, "1"), (3, "2")]
+    assert (card.rows, card.dropped) == (4, {"no answer": 1, "no problem": 1})
+
+
+WRAPPED = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem.\n\nWhat is 1+1?\n\n"
+    'Remember to put your answer on its own line after "Answer:".'
+)
+
+
+@pytest.mark.parametrize(
+    "row, problem, answer, solution",
+    [
+        ({"question": "Q", "answer": "1 + 1 = <<1+1=2>>2\n#### 2"}, "Q", " 2", "1 + 1 = <<1+1=2>>2"),
+        ({"problem": "P", "solution": "so \\boxed{\\frac{1}{2}}"}, "P", "\\frac{1}{2}", "so \\boxed{\\frac{1}{2}}"),
+        ({"prompt": [{"role": "user", "content": WRAPPED}], "reward_model": {"ground_truth": "2"}}, "What is 1+1?", "2", None),
+        ({"prompt": "P", "answer": 3}, "P", "3", None),
+        ({"problem": "P #### Q", "answer": "3"}, "P #### Q", "3", None),
+    ],
+)
+def test_rows_of_known_data_sets_are_read(row, problem, answer, solution):
+    found = adapt(row, 7)
+    assert (found.problem, found.answer, found.solution, found.id) == (problem, answer, solution, "7")
+    assert found.rewritten == (problem == "What is 1+1?")
+
+
+def make(*texts, answers=None):
+    return [Problem(i, t, (answers or ["1"] * len(texts))[i], None, "", f"p{i}") for i, t in enumerate(texts)]
+
+
+def test_duplicates_are_equal_words_in_any_layout():
+    card = Card("x")
+    texts = ["Find $x+1$.", "find  x + 1", "Find $x-1$.", "Find \\left(x+1\\right)", "Find $x+1$"]
+    kept = without_duplicates(make(*texts, answers=["1", "1", "1", "1", "2"]), card)
+    assert [p.id for p in kept] == ["p0", "p2", "p3"]
+    assert card.dropped == {"duplicates": 2} and card.conflicts == 1
+
+
+def test_near_overlaps_by_hand():
+    """Ten words have six 5-grams; one changed at the end leaves five of seven in common, in the middle one of eleven."""
+    words_ = "a b c d e f g h i j".split()
+    end, middle = [*words_[:-1], "z"], [*words_[:5], "z", *words_[6:]]
+    card = Card("x")
+    evaluation = {"e": make(" ".join(words_))}
+    kept = without_overlaps(make(" ".join(end), " ".join(middle), " ".join(words_).upper()), evaluation, card)
+    assert [p.id for p in kept] == ["p1"]
+    assert [(o["id"], o["kind"], o["jaccard"]) for o in card.overlaps] == [("p0", "near", 0.714), ("p2", "exact", 1.0)]
+    assert len(without_overlaps(make(" ".join(end)), evaluation, Card("y"), drop=False)) == 1
+
+
+def test_kinds_of_answers():
+    kinds = {"42": "integer", "-1,234": "integer", "0.5": "decimal", "\\frac{1}{2}": "fraction", "1/2": "fraction"}
+    kinds |= {"\\text{Evelyn}": "words", "1, 2": "list", "(1,2)": "list", "x^2": "expression"}
+    assert {a: answer_kind(a) for a in kinds} == kinds
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
+def test_dapo_loses_what_stands_in_the_evaluation_sets():
+    """dapo-00728 is AIME 2026's first problem; the rest is compared with a list that was computed elsewhere."""
+    sets = {n: load(DataConfig(str(SHARED / "eval" / f"{n}.jsonl")), "e") for n in ("aime2026", "math500", "minerva_math", "hmmt_feb_2025")}
+    card = Card("dapo")
+    problems = without_duplicates(load(DataConfig(str(SHARED / "train" / "dapo_math_17k.jsonl")), "d", card), card)
+    kept = without_overlaps(problems, sets, card)
+    assert [(o["id"], o["kind"]) for o in card.overlaps if o["eval"] == "aime2026"] == [("dapo-00728", "exact")]
+    assert "dapo-00728" not in {p.id for p in kept} and len(kept) == 17176 - card.dropped.total()
+    rows = [json.loads(line) for line in (SHARED / "overlaps.jsonl").read_text().split("\n") if line]
+    listed = {r["train_id"] for r in rows if r["train_file"] == "dapo_math_17k" and r["eval_file"] in sets}
+    gone = {o["id"] for o in card.overlaps} | (
+        {p.id for p in load(DataConfig(str(SHARED / "train" / "dapo_math_17k.jsonl")), "d")} - {p.id for p in problems}
+    )
+    assert listed <= gone and {o["eval"] for o in card.overlaps} == {"aime2026", "math500"}
+    print("\n".join(card.lines()))

@@ -93,7 +93,7 @@ def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(me
     c = config.load([str(ROOT / "configs" / "smoke.yaml")], [])
     policy, source = build(replace(c, mesh=MeshConfig(8)))
     weights = hf.load_weights(source, policy.model, policy.mesh)
-    problems = read_problems(policy, c.data, "data")[:32]
+    problems = read_problems(policy, c.data, "data", [])[:32]
     rollouts = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
     with Pool(c.reward) as pool:
         said, grades, rewards = judge(policy, pool, problems, rollouts)
