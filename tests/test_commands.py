@@ -71,8 +71,9 @@ def test_scores_equal_those_of_transformers(tmp_path, folder, options):
         assert np.abs(np.array(row["entropies"]) + (logp.exp() * logp).sum(-1).numpy()).max(initial=0) < 2e-4
 
 
-def test_bfloat16_scores_are_near(tmp_path, folder):
-    exact, near = score(tmp_path, folder, ROWS), score(tmp_path, folder, ROWS, "--dtype=bfloat16")
+def test_bfloat16_scores_are_near(tmp_path):
+    rows = [{k: [i % 75 for i in v] if k != "id" else v for k, v in r.items()} for r in ROWS]
+    exact, near = score(tmp_path, "tiny", rows), score(tmp_path, "tiny", rows, "--dtype=bfloat16")
     a, b = (np.concatenate([r["logprobs"] for r in rows]) for rows in (exact, near))
     assert 0 < np.abs(a - b).mean() < 0.3
 

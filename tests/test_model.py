@@ -85,8 +85,7 @@ def same(a, b, tolerance):
         assert np.abs(np.asarray(x) - np.asarray(y)).max() <= tolerance * np.abs(np.asarray(x)).max()
 
 
-@pytest.mark.parametrize("remat", [r for r in REMAT if r != "none"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name, remat", [("qwen3", "dots"), ("qwen3", "attention"), ("qwen3_moe", "full"), ("olmo3", "attention")])
 def test_remat_does_not_change_the_gradient(reference, name, remat):
     c = FAMILIES[name]
     same(reference(name)[1], gradient_of(c, remat)(sharpened(init(c, 5)), TOKENS)[1], 1e-4)
@@ -107,7 +106,7 @@ def test_each_remat_policy_keeps_less_than_the_one_before():
 
 
 # data, fsdp, tensor, expert
-MESHES = [(name, mesh) for name in FAMILIES for mesh in ((8,), (1, 8), (2, 2, 2))] + [("olmo3", (1, 2, 4))]
+MESHES = [(name, mesh) for name in FAMILIES for mesh in ((8,), (2, 2, 2))] + [("qwen3", (1, 8)), ("olmo3", (1, 2, 4))]
 MESHES += [("qwen3_moe", mesh) for mesh in ((2, 1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 8), (1, 2, 1, 4))]
 
 

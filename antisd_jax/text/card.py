@@ -33,9 +33,9 @@ class Card:
     def lines(self) -> list[str]:
         """As it is printed."""
         out = [f"{self.name}: {self.rows} rows, {self.kept} problems"]
-        dropped = ", ".join(f"{n} {reason}" for reason, n in self.dropped.most_common())
-        if dropped:
-            out.append(f"  dropped  {dropped}" + (f" ({self.conflicts} with another answer)" if self.conflicts else ""))
+        notes = {"duplicates": f" ({self.conflicts} of them with another answer)" if self.conflicts else ""}
+        if self.dropped:
+            out.append("  dropped  " + ", ".join(f"{n} {reason}{notes.get(reason, '')}" for reason, n in self.dropped.most_common()))
         if self.overlaps:
             where = Counter(f"{o['eval']} ({o['kind']})" for o in self.overlaps)
             out.append("  overlaps " + ", ".join(f"{n} with {name}" for name, n in where.most_common()) + ", listed in overlaps.jsonl")
