@@ -66,7 +66,7 @@ def check_output(path: str) -> None:
 class Log:
     """The run folder's files. Lines past `step`, left by a process that died after its last checkpoint, are dropped."""
 
-    FILES = ("metrics.jsonl", "rollouts.jsonl")
+    FILES = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX import SummaryWriter
@@ -89,6 +89,9 @@ class Log:
 
     def rollouts(self, rows: list[dict]) -> None:
         self._append("rollouts.jsonl", rows)
+
+    def generations(self, step: int, rows: list[dict]) -> None:
+        self._append("evaluations.jsonl", [{"step": step} | row for row in rows])
 
     def _append(self, name: str, rows: list[dict]) -> None:
         self.files[name].write("".join(_line(row) for row in rows))

@@ -34,6 +34,7 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         "response_length/clip_ratio": 1.0 - stopped.mean(),
         "training/rollout_probs_diff_mean": difference.mean(),
         "training/rollout_probs_diff_max": difference.max(),
+        "perf/grade_seconds": np.mean([g.seconds for group in grades for g in group]),
         "groups/all_correct": (rewards == 1).all(axis=1).mean(),
         "groups/all_wrong": (rewards == 0).all(axis=1).mean(),
     }

@@ -115,7 +115,9 @@ def measure(run: Run, at: Place) -> dict:
     c = run.config
     with run.clock.time("testing"):
         key = named_key(c.seed, at.step, "evaluate")
-        return evaluate(run.policy, at.state.weights, run.held_out, c.eval, key, run.pool, c.problems * c.samples)
+        values, generations = evaluate(run.policy, at.state.weights, run.held_out, c.eval, key, run.pool, c.problems * c.samples)
+    run.log.generations(at.step, generations)
+    return values
 
 
 def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:

@@ -141,7 +141,13 @@ def test_a_closed_student_gate_is_grpo_bit_for_bit(tmp_path):
 
 def test_any_number_of_evaluation_samples_fits_the_mesh(tmp_path):
     train(small(tmp_path, "steps=1", "eval.samples=10", "eval.data.limit=9"))
-    assert metrics(tmp_path)[1]["eval/problems"] == 9
+    row = metrics(tmp_path)[1]
+    assert row["eval/problems"] == 9
+    generations = [g for g in read_jsonl(tmp_path / "evaluations.jsonl") if g["step"] == 1]
+    assert len(generations) == 9 * 10 and len({(g["id"], g["sample"]) for g in generations}) == 90
+    assert np.mean([g["outcome"] == "correct" for g in generations]) == pytest.approx(row["eval/avg@10"])
+    assert {f"eval/pass@{k}" for k in (2, 4, 8, 10)} < set(row) and row["eval/pass@2"] <= row["eval/pass@10"]
+    assert np.mean([g["finish_reason"] == "length" for g in generations]) == pytest.approx(row["eval/clip_ratio"])
 
 
 def test_a_watched_failure_can_stop_the_run_with_a_checkpoint(tmp_path):

@@ -111,10 +111,11 @@ def normalise(text: str) -> str:
 
 def same_text(a: str, b: str) -> bool:
     """Equal but for spaces, case, enclosing dollar signs, \\text{} and a final full stop."""
-    return _plain(a) == _plain(b) != ""
+    return plain(a) == plain(b) != ""
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text without its layout."""
     text = re.sub(r"^\s*\\boxed\{(.*)\}\s*$", r"\1", text, flags=re.DOTALL)
     text = _WORDS.sub(r"\1", text).replace("\\left", "").replace("\\right", "").replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = _SPACE.sub("", text).strip("$").rstrip(".").casefold()
