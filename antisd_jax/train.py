@@ -7,7 +7,7 @@ update → log, checkpoint. The verbs are in steps.py, the mathematics in object
 import json
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -149,10 +149,11 @@ def train(config: Config) -> None:
     with lock_folder(folder):
         refuse_another_run(folder, config)
         policy, source = build(config)
-        held_out, cards = [], []
+        held_out, cards, evaluation = [], [], {}
         if config.eval.every:
             held_out = read_problems(policy, config.eval.data, "eval.data", cards)
-        problems = read_problems(policy, config.data, "data", cards, {config.eval.data.path: held_out})
+            evaluation[config.eval.data.path] = load(replace(config.eval.data, limit=0), "eval.data")  # all of it is held out
+        problems = read_problems(policy, config.data, "data", cards, evaluation)
         write_atomically(folder / "config.yaml", configuration.dump(config))
         hf.copy_settings(source, folder / "model")
         say(describe(config, policy, len(problems), len(held_out)))
@@ -221,6 +222,9 @@ def read_problems(policy: Policy, data: DataConfig, key: str, cards: list[Card],
     everything = without_duplicates(load(data, key, card), card)
     if evaluation and not data.path.startswith("countdown:"):  # the embedded sets are apart by construction, and all alike
         everything = without_overlaps(everything, evaluation, card, data.overlaps == "drop")
+    if not everything:
+        why = ", ".join(f"{n} {reason}" for reason, n in card.dropped.items())
+        raise UserError(f"{key}.path: nothing of {data.path} is left: {why}; --data.overlaps=keep keeps what stands in evaluation sets")
     kept, longest = prompted(policy, everything)
     card.kept, card.answers = len(kept), Counter(answer_kind(p.answer) for p in kept)
     card.lengths = [len(p.prompt_ids) for p in kept]

@@ -302,15 +302,24 @@ def test_every_shipped_model_config_trains_a_small_relative(tmp_path, corpus, na
     options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", "steps=3", "method.gate.warmup=2"]
     options += [f"eval.data.path={corpus}", "eval.every=3", "eval.data.limit=8", "eval.response=24", "eval.samples=2"]
     options += ["problems=8", "samples=2", "lengths.prompt=160", "lengths.context=768", "lengths.response=16", "optim.lr=1e-3"]
-    options += [f"prompt.sources=[sibling, {source}]", "mesh.expert=2" if family == "qwen3_moe" else "mesh.fsdp=2"]
+    options += ["data.overlaps=keep", f"prompt.sources=[sibling, {source}]", "mesh.expert=2" if family == "qwen3_moe" else "mesh.fsdp=2"]
     train(config.load([str(ROOT / "configs" / "models" / f"{name}.yaml")], options))
     rows = metrics(tmp_path / "run")[1:]
-    assert [row[f"antisd/context/{source}"] for row in rows] == [1.0] * 3
+    assert [row[f"antisd/context/{source}"] + row["antisd/context/sibling"] for row in rows] == [1.0] * 3
+    assert min(row[f"antisd/context/{source}"] for row in rows) > 0.5
+    assert len(read_jsonl(tmp_path / "run" / "overlaps.jsonl")) == len(CORPUS)
     assert [row["antisd/context/acting"] for row in rows] == [1.0] * 3
     assert [row["antisd/gate/open"] for row in rows[:2]] == [1.0, 1.0] and rows[0]["antisd/lambda"] == 0.0
     assert "antisd/gate/level" in rows[2] and rows[2]["antisd/u_abs_mean"] > 0
     assert [("moe/load_max" in row) for row in rows] == [family == "qwen3_moe"] * 3
     assert rows[2]["eval/response_length"] > 16
+
+
+def test_a_training_set_that_is_the_evaluation_set_is_refused(tmp_path, corpus):
+    make(str(corpus), tmp_path / "model", vocab=400, width=32)
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", f"eval.data.path={corpus}"]
+    with pytest.raises(UserError, match="nothing of .* is left: 24 overlaps with evaluation; --data.overlaps=keep"):
+        train(config.load([str(ROOT / "configs" / "math.yaml")], [*options, "problems=8"]))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
