@@ -1,4 +1,4 @@
-"""The command line: antisd train | score | grade | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | score | grade | check | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd report RUN                           write RUN/report.html again
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
+       antisd check --data=[NAME, …]               are data sets fit for their grader?
        antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
        antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
        antisd pretrain-tiny --output=DIR           make the embedded model and its problems again
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if args[0] == "--version":
             print(__version__)
             return 0
-        commands = {"train": _train, "score": _score, "grade": _grade, "convert": _convert, "report": _report}
+        commands = {"train": _train, "score": _score, "grade": _grade, "check": _check, "convert": _convert, "report": _report}
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
         if args[0] not in commands:
             raise UserError(f"unknown command {args[0]!r}{nearest(args[0], commands)}")
@@ -83,6 +84,13 @@ def _grade(args: list[str]) -> None:
     from antisd_jax.grade_file import GradeConfig, grade_file
 
     grade_file(config.parse(GradeConfig, [], _options(args)))
+
+
+def _check(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.grade_file import CheckConfig, check
+
+    check(config.parse(CheckConfig, [], _options(args)))
 
 
 def _convert(args: list[str]) -> None:

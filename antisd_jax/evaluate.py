@@ -12,7 +12,8 @@ from antisd_jax.rewards.math import plain
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.steps import Policy, judge, roll_out
-from antisd_jax.text.data import DataConfig, Problem
+from antisd_jax.text.data import DataConfig
+from antisd_jax.text.rows import Problem
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""`antisd grade`: the graders of training, usable alone.
+"""The graders of training, usable alone.
 
 `antisd grade --input=FILE.jsonl --output=FILE.jsonl [--kind=math] [--workers=2] [--timeout_s=10]`
 Rows hold "gold" and "prediction" as text. The same rows come out, in order, with "outcome" (correct, wrong, unparsed, timed
-out), "correct", "extracted" and "seconds". What counts as equal is written at the head of rewards/math.py.
+out), "correct", "extracted" and "seconds", of a program also "passed" and "cases". What counts as equal is written at the head
+of rewards/math.py, what a gold of a program is at that of rewards/code.py.
+
+`antisd check --data=[NAME, …] [--kind=math]` asks whether data sets are fit for their grader before a run finds out: it prints
+their cards and grades their own answers (of programs, their own solutions), which all should be correct.
 """
 
 import json
@@ -11,11 +15,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from antisd_jax.errors import UserError
-from antisd_jax.log import check_output, read_rows, say, write_atomically
-from antisd_jax.rewards.pool import Pool, RewardConfig
+from tqdm import tqdm
 
-BATCH = 2000  # rows between two progress lines
+from antisd_jax.errors import UserError
+from antisd_jax.files import check_output, read_rows, write_atomically
+from antisd_jax.log import say
+from antisd_jax.rewards.grade import Grade
+from antisd_jax.rewards.isolate import LAYERS
+from antisd_jax.rewards.pool import Pool, RewardConfig
+from antisd_jax.text.card import Card, answer_kind, without_duplicates
+from antisd_jax.text.data import DataConfig, load
 
 
 @dataclass(frozen=True)
@@ -26,35 +35,87 @@ class GradeConfig:
     workers: int = 2
     timeout_s: float = 10.0
     memory_mb: int = 4096
+    isolation: tuple[str, ...] = LAYERS
+    isolation_required: bool = False
 
     def __post_init__(self):
         if not self.input or not self.output:
             raise UserError("antisd grade needs --input and --output")
-        if self.workers < 1 or self.timeout_s <= 0:
-            raise UserError(f"workers and timeout_s: got {self.workers} and {self.timeout_s}, wanted at least 1 and above 0")
         check_output(self.output)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    data: tuple[str, ...] = ()
+    kind: str = "math"
+    workers: int = 2
+    timeout_s: float = 10.0
+    memory_mb: int = 4096
+    isolation: tuple[str, ...] = LAYERS
+    isolation_required: bool = False
+
+    def __post_init__(self):
+        if not self.data:
+            raise UserError("antisd check needs --data=NAME or --data=[NAME, NAME]")
+
+
+def open_pool(config) -> Pool:
+    """The pool that a GradeConfig or CheckConfig asks for. Raises UserError for limits that allow nothing."""
+    if config.workers < 1 or config.timeout_s <= 0:
+        raise UserError(f"workers and timeout_s: got {config.workers} and {config.timeout_s}, wanted at least 1 and above 0")
+    return Pool(RewardConfig(config.kind, config.workers, config.timeout_s, config.memory_mb, config.isolation, config.isolation_required))
+
+
+def grade_all(pool: Pool, predictions: list[str], golds: list[str], name: str) -> list[Grade]:
+    """Grades in order, behind a progress bar."""
+    return list(tqdm(pool.each(predictions, golds), desc=name, total=len(golds), unit=" answers", smoothing=0.1))
 
 
 def grade_file(config: GradeConfig) -> None:
     """Read, grade, write. Raises UserError for what the user can mend, naming the row."""
-    rewards = RewardConfig(config.kind, config.workers, config.timeout_s, config.memory_mb)
-    rows = read_rows(Path(config.input))
+    rows = [row for _, row in read_rows(Path(config.input))]
     for i, row in enumerate(rows, 1):
         for name in ("gold", "prediction"):
             if not isinstance(row.get(name), str):
                 raise UserError(f"{config.input}, row {i}: wanted {name!r} as text, got {str(row.get(name))[:80]}")
-    grades = []
-    with Pool(rewards) as pool:
-        pool.grade([r["prediction"] for r in rows[:1]], [r["gold"] for r in rows[:1]])  # workers are warm before the clock starts
+    with open_pool(config) as pool:
+        if told := pool.start():
+            say(told)
         start = time.monotonic()
-        for done in range(0, len(rows), BATCH):
-            part = rows[done : done + BATCH]
-            grades += pool.grade([r["prediction"] for r in part], [r["gold"] for r in part])
-            say(f"graded {len(grades)} of {len(rows)} rows, {len(grades) / (time.monotonic() - start):.0f} a second")
-    out = [
-        row | {"outcome": g.outcome, "correct": g.correct, "extracted": g.extracted, "seconds": round(g.seconds, 4)}
-        for row, g in zip(rows, grades, strict=True)
-    ]
-    write_atomically(Path(config.output), "".join(json.dumps(row) + "\n" for row in out))
+        grades = grade_all(pool, [r["prediction"] for r in rows], [r["gold"] for r in rows], Path(config.input).name)
+        rate = len(rows) / max(time.monotonic() - start, 1e-9)
+    write_atomically(Path(config.output), "".join(json.dumps(row | _verdict(g)) + "\n" for row, g in zip(rows, grades, strict=True)))
     counts = Counter(g.outcome for g in grades)
-    say(f"{config.output}: {len(rows)} rows, " + ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common()))
+    found = ", ".join(f"{n} {outcome}" for outcome, n in counts.most_common())
+    say(f"{config.output}: {len(rows)} rows at {rate:.0f} a second, {found}")
+
+
+def _verdict(g: Grade) -> dict:
+    out = {"outcome": g.outcome, "correct": g.correct, "extracted": g.extracted, "seconds": round(g.seconds, 4)}
+    return out | ({"passed": g.cases[0], "cases": g.cases[1]} if g.cases else {})
+
+
+def check(config: CheckConfig) -> None:
+    """Cards, and the data sets' own answers graded. Raises UserError when one of them is not correct."""
+    failed = 0
+    with open_pool(config) as pool:
+        if told := pool.start():
+            say(told)
+        for name in config.data:
+            card = Card(name)
+            problems = without_duplicates(load(DataConfig(name), "data", card), card)
+            card.kept, card.answers = len(problems), Counter(answer_kind(p.answer) for p in problems)
+            say("\n".join(card.lines()))
+            own = [
+                f"```python\n{p.solution}\n```" if config.kind == "code" else f"So the answer is \\boxed{{{p.answer}}}." for p in problems
+            ]
+            grades = grade_all(pool, own, [p.answer for p in problems], Path(name).stem)
+            wrong = [
+                f"  {p.id}: {g.outcome}{f', {g.cases[0]} of {g.cases[1]} cases' if g.cases else ''}"
+                for p, g in zip(problems, grades)
+                if not g.correct
+            ]
+            say("\n".join([f"  own answers  {len(problems) - len(wrong)} of {len(problems)} correct", *wrong]))
+            failed += len(wrong)
+    if failed:
+        raise UserError(f"{failed} of the data sets' own answers are not graded correct")

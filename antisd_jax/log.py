@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import sys
 import time
 from contextlib import contextmanager
@@ -11,56 +10,9 @@ from pathlib import Path
 import jax
 
 from antisd_jax.errors import UserError
+from antisd_jax.files import read_jsonl, write_atomically
 
 CLOCKED = ("timing_s/", "perf/")  # metrics that a clock decides: all others repeat exactly when a run is repeated
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has its old content or the new one, never a part. A link stays one; what is no file (a pipe) is written to."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """Complete rows of a JSONL file; a torn last line, as a killed process leaves it, is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The JSON objects of a JSONL file."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"input {path} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}, line {number}: not JSON that can be read: {e}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: wanted an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
-
-
-def check_output(path: str) -> None:
-    """Raises UserError where a file could not be written after all the work."""
-    if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
-        raise UserError(f"output {path}: wanted a file in a folder that exists")
 
 
 class Log:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from antisd_jax.errors import UserError
-from antisd_jax.log import check_output, read_rows, say, write_atomically
+from antisd_jax.files import check_output, read_rows, write_atomically
+from antisd_jax.log import say
 from antisd_jax.model import hf
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh, place_rows, rows_per_step, use_mesh
@@ -53,7 +54,7 @@ def score_file(config: ScoreConfig) -> None:
     """Read, score, write. Raises UserError for what the user can mend, naming the line."""
     folder = model_folder(config.model, config.revision)
     c = load_config(folder)
-    rows = read_rows(Path(config.input))
+    rows = [row for _, row in read_rows(Path(config.input))]
     pairs = ids_of(rows, folder, c.vocab, config.input)
     mesh = make_mesh(config.mesh)
     with use_mesh(mesh), exact_products(config.dtype):

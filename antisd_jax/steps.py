@@ -25,8 +25,8 @@ from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.engine import generate
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import score
-from antisd_jax.text.data import Problem
 from antisd_jax.text.prompt import Context, Prompts
+from antisd_jax.text.rows import Problem
 from antisd_jax.tiny import HERE
 from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState, pack_rows
 

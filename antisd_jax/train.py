@@ -5,9 +5,8 @@ update → log, checkpoint. The verbs are in steps.py, the mathematics in object
 """
 
 import json
-from collections import Counter
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,9 @@ from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.config import Config
 from antisd_jax.errors import UserError
 from antisd_jax.evaluate import evaluate
+from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.learner import abstract_state, start
-from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, read_jsonl, say, speed, warn, write_atomically
+from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, say, speed, warn
 from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.parameters import abstract
@@ -28,6 +28,7 @@ from antisd_jax.model.sharding import make_mesh, rows_per_step, use_mesh
 from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
+from antisd_jax.problems import read_data
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.score import exact_products
 from antisd_jax.steps import (
@@ -39,14 +40,13 @@ from antisd_jax.steps import (
     micro_shape,
     model_folder,
     privileged,
-    prompted,
     roll_out,
     student_scores,
     teacher_scores,
 )
-from antisd_jax.text.card import Card, answer_kind, without_duplicates, without_overlaps
-from antisd_jax.text.data import DataConfig, Order, Problem, load
+from antisd_jax.text.data import Order
 from antisd_jax.text.prompt import Prompts, load_tokenizer
+from antisd_jax.text.rows import Problem
 from antisd_jax.types import TrainState
 from antisd_jax.watchdog import watch
 
@@ -149,11 +149,7 @@ def train(config: Config) -> None:
     with lock_folder(folder):
         refuse_another_run(folder, config)
         policy, source = build(config)
-        held_out, cards, evaluation = [], [], {}
-        if config.eval.every:
-            held_out = read_problems(policy, config.eval.data, "eval.data", cards)
-            evaluation[config.eval.data.path] = load(replace(config.eval.data, limit=0), "eval.data")  # all of it is held out
-        problems = read_problems(policy, config.data, "data", cards, evaluation)
+        held_out, problems, cards = read_data(policy, config, folder)
         write_atomically(folder / "config.yaml", configuration.dump(config))
         hf.copy_settings(source, folder / "model")
         say(describe(config, policy, len(problems), len(held_out)))
@@ -211,33 +207,6 @@ def build(config: Config) -> tuple[Policy, Path]:
     if rows // micro % config.optim.minibatches:
         raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
     return policy, path
-
-
-def read_problems(policy: Policy, data: DataConfig, key: str, cards: list[Card], evaluation=None) -> list[Problem]:
-    """The file's problems with their prompts, and their card added to `cards`.
-
-    Left out and counted are duplicates, problems of an evaluation set (name → problems), and prompts beyond their budget.
-    """
-    card = Card(data.path)
-    everything = without_duplicates(load(data, key, card), card)
-    if evaluation and not data.path.startswith("countdown:"):  # the embedded sets are apart by construction, and all alike
-        everything = without_overlaps(everything, evaluation, card, data.overlaps == "drop")
-    if not everything:
-        why = ", ".join(f"{n} {reason}" for reason, n in card.dropped.items())
-        raise UserError(f"{key}.path: nothing of {data.path} is left: {why}; --data.overlaps=keep keeps what stands in evaluation sets")
-    kept, longest = prompted(policy, everything)
-    card.kept, card.answers = len(kept), Counter(answer_kind(p.answer) for p in kept)
-    card.lengths = [len(p.prompt_ids) for p in kept]
-    cards.append(card)
-    if longest:
-        card.dropped["longer prompts than lengths.prompt"] += len(everything) - len(kept)
-        warn(
-            f"{key}.path: {len(everything) - len(kept)} of {len(everything)} problems skipped, their prompts are longer than"
-            f" lengths.prompt = {policy.prompt_budget} tokens (longest {longest})"
-        )
-    if not kept:
-        raise UserError(f"{key}.path: no prompt fits lengths.prompt = {policy.prompt_budget} tokens (longest {longest})")
-    return kept
 
 
 def resume(config: Config, policy: Policy, source: Path, checkpoints: Checkpoints) -> Place:

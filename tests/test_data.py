@@ -5,7 +5,8 @@ from conftest import SHARED
 
 from antisd_jax.errors import UserError
 from antisd_jax.text.card import Card, answer_kind, without_duplicates, without_overlaps
-from antisd_jax.text.data import DataConfig, Order, Problem, adapt, load
+from antisd_jax.text.data import DataConfig, Order, load
+from antisd_jax.text.rows import Problem, adapt
 
 ROW = '{"problem": "p", "answer": "1", "solution": null, "source": "s", "id": "a"}'
 
@@ -21,8 +22,8 @@ def file(tmp_path, text):
     [
         ('{"problem": "p"}\n' * 2, "holds no problems; 2 rows have no answer"),
         ('{"answer": "1"}', "holds no problems; 1 rows have no problem"),
-        (ROW + "\n\n{", "row 3: not JSON"),
-        ("[]", "row 1: a list, wanted an object"),
+        (ROW + "\n\n{", "line 3: not JSON"),
+        ("[]", "line 1: wanted an object, got list"),
         ("", "holds no problems"),
     ],
 )

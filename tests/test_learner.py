@@ -12,8 +12,8 @@ from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import Gate
 from antisd_jax.steps import Policy, flat, learn, make_batch, student_scores, teacher_scores
-from antisd_jax.text.data import Problem
 from antisd_jax.text.prompt import Context
+from antisd_jax.text.rows import Problem
 from antisd_jax.types import Rollouts
 
 P, G, R, S = 4, 4, 9, 6

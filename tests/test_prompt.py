@@ -6,8 +6,8 @@ import pytest
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.grade import Grade
-from antisd_jax.text.data import Problem
 from antisd_jax.text.prompt import PromptConfig, Prompts, clean_solution, load_tokenizer
+from antisd_jax.text.rows import Problem
 from antisd_jax.tiny import tokenizer as tok
 
 PROBLEM = Problem(0, "What is 6 times 7?", "42", "Six sevens are 42.", "test", "p0")

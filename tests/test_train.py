@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 from antisd_jax import config
 from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.errors import UserError
+from antisd_jax.files import read_jsonl
 from antisd_jax.learner import abstract_state
-from antisd_jax.log import CLOCKED, lock_folder, read_jsonl
+from antisd_jax.log import CLOCKED, lock_folder
 from antisd_jax.model.parameters import abstract
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh

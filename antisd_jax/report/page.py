@@ -4,7 +4,7 @@ from html import escape
 from pathlib import Path
 
 from antisd_jax.errors import UserError
-from antisd_jax.log import read_jsonl, write_atomically
+from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.report.figures import panels
 
 STYLE = """

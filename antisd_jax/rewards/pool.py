@@ -9,28 +9,38 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.grade import Grade
+from antisd_jax.rewards.isolate import LAYERS
 
-KINDS = ("countdown", "math")
+KINDS = ("countdown", "math", "code")
 MAX_RESPONSE = 200_000  # characters from the end of a response that a grader sees
 MAX_ANSWER_LINE = 1_000_000  # bytes of a worker's answer
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """kind of grader, number of worker processes, and the limits of one answer."""
+    """kind of grader, number of worker processes, and the limits of one answer.
+
+    isolation: the layers that lock up a program under test (kind code), where the host offers them; isolation_required: refuse to
+    run without all of them.
+    """
 
     kind: str = "countdown"
     workers: int = 2
     timeout_s: float = 10.0
     memory_mb: int = 4096
+    isolation: tuple[str, ...] = LAYERS
+    isolation_required: bool = False
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"reward.kind: {self.kind!r} is none of {', '.join(KINDS)}")
+        for layer in self.isolation:
+            if layer not in LAYERS:
+                raise UserError(f"reward.isolation: {layer!r} is none of {', '.join(LAYERS)}")
 
 
 class GraderFault(UserError):
@@ -45,18 +55,18 @@ class _Worker:
     def __init__(self, config: RewardConfig):
         self.config = config
         self.process = None
+        self.told = ""  # what the grader said of itself
 
     def grade(self, response: str, gold: str) -> Grade:
         request = json.dumps({"response": response[-MAX_RESPONSE:], "gold": gold}) + "\n"
         for attempt in (1, 2):
-            if self.process is None:
-                self._start()
+            self.start()
             line = self._ask(request)
             if line:
                 answer = json.loads(line)
                 if "error" in answer:
                     raise GraderFault(f"{self.config.kind} grader: {answer['error']}")
-                return Grade(answer["outcome"], answer["extracted"])
+                return Grade(answer["outcome"], answer["extracted"], cases=answer["cases"] and tuple(answer["cases"]))
             died = self.process.poll() is not None
             self.stop()
             # A worker that died, rather than being late, may have been killed from outside: its replacement answers.
@@ -64,19 +74,21 @@ class _Worker:
                 return Grade("unparsed" if died else "timed out")
         raise AssertionError("unreachable")
 
-    def _start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "antisd_jax.rewards.worker",
-            self.config.kind,
-            str(self.config.memory_mb),
-            str(self.config.timeout_s),
-        ]
+    def start(self) -> None:
+        """A process that has said that it is ready, if there is none yet."""
+        if self.process is not None:
+            return
+        command = [sys.executable, "-m", "antisd_jax.rewards.worker", json.dumps(asdict(self.config))]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        if self._read_line(self.START_S) is None:
+        line = self._read_line(self.START_S)
+        if line is None:
             self.stop()
             raise GraderFault(f"{self.config.kind} grader: a worker did not start: {' '.join(command)}")
+        message = json.loads(line)
+        if "error" in message:
+            self.stop()
+            raise GraderFault(f"{self.config.kind} grader: {message['error']}")
+        self.told = message["ready"]
 
     def _ask(self, request: str) -> bytes | None:
         """One answer line; None when the worker is late or gone."""
@@ -131,9 +143,18 @@ class Pool:
         for worker in self.workers:
             worker.stop()
 
+    def start(self) -> str:
+        """All workers at work, slow imports behind them; what the grader has to say of itself (its isolation), or ""."""
+        list(self.threads.map(_Worker.start, self.workers))
+        return self.workers[0].told
+
     def grade(self, responses: list[str], golds: list[str]) -> list[Grade]:
         """Grades in the order of the responses. Raises GraderFault when a gold answer is at fault."""
-        return list(self.threads.map(self._one, responses, golds))
+        return list(self.each(responses, golds))
+
+    def each(self, responses: list[str], golds: list[str]):
+        """The same, one grade at a time as they become known."""
+        return self.threads.map(self._one, responses, golds)
 
     def _one(self, response: str, gold: str) -> Grade:
         worker = self.idle.get()

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from antisd_jax.text.data import Problem
+from antisd_jax.text.rows import Problem
 
 NEAR = 0.6
 GRAM = 5
@@ -21,6 +21,7 @@ class Card:
     """What happened to one set of problems."""
 
     name: str
+    revision: str = ""  # the commit on the hub
     rows: int = 0
     kept: int = 0
     dropped: Counter = field(default_factory=Counter)  # reason → rows
@@ -32,7 +33,7 @@ class Card:
 
     def lines(self) -> list[str]:
         """As it is printed."""
-        out = [f"{self.name}: {self.rows} rows, {self.kept} problems"]
+        out = [f"{self.name}{'@' + self.revision[:12] if self.revision else ''}: {self.rows} rows, {self.kept} problems"]
         notes = {"duplicates": f" ({self.conflicts} of them with another answer)" if self.conflicts else ""}
         if self.dropped:
             out.append("  dropped  " + ", ".join(f"{n} {reason}{notes.get(reason, '')}" for reason, n in self.dropped.most_common()))
@@ -60,7 +61,9 @@ def grams(tokens: tuple[str, ...]) -> frozenset:
 
 
 def answer_kind(answer: str) -> str:
-    """integer, decimal, fraction, list, words or expression."""
+    """integer, decimal, fraction, list, words, expression, or tests of a program."""
+    if answer.startswith(('{"tests"', '[{"input"')):
+        return "tests"
     text = answer.strip().strip("$").replace("{,}", "").replace("\\!", "")
     if re.fullmatch(r"[-+]?\d[\d,]*", text):
         return "integer"

@@ -8,7 +8,7 @@ import numpy as np
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.boxed import last_boxed
 from antisd_jax.rewards.grade import Grade
-from antisd_jax.text.data import Problem
+from antisd_jax.text.rows import Problem
 
 SOURCES = ("sibling", "solution", "answer", "feedback")
 LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing

@@ -1,0 +1,142 @@
+"""A test program taken apart into cases, so that each is counted and a failed one does not end the others.
+
+A case is an `assert`, a statement that hands a value of the program under test on (`check_equal(candidate(x), y)`), or a
+`try … except` or `with` around a call of it, wherever it stands, once for each time that it runs; what such a statement runs in
+turn belongs to the case. A value that the program could not give (`out = candidate(x)` that raised) fails the cases that use it;
+a bare call (`candidate(x)`, to change x) is no case, and where it raises it fails the next one.
+"""
+
+import ast
+import builtins
+import symtable
+
+GUARD = "__cases__"
+
+
+class Missing:
+    """In the place of a value that could not be had: whatever is done with it raises."""
+
+    def __init__(self, reason: BaseException):
+        object.__setattr__(self, "_reason", reason)
+
+    __class__ = property(lambda self: _raise(self))  # isinstance asks for it
+
+
+def _raise(self, *_):
+    raise object.__getattribute__(self, "_reason")
+
+
+_USES = (
+    "eq ne lt le gt ge bool hash iter next len contains getitem setitem call getattr setattr str repr format add radd sub rsub mul rmul"
+    " truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs int float index round enter exit and rand or ror xor rxor invert"
+)
+for _use in _USES.split():
+    setattr(Missing, f"__{_use}__", _raise)
+
+
+class Cases:
+    """The count, kept while the test program runs. Once `over` says so, cases are only counted."""
+
+    def __init__(self, over=lambda: False):
+        self.passed = self.total = self.depth = 0
+        self.running, self.stumbled = True, False
+        self.over = over
+
+    def enter(self) -> bool:
+        """True when the case's statement shall run."""
+        self.depth += 1
+        if self.depth > 1:
+            return True
+        self.total += 1
+        self.running, self.stumbled = not (self.over() or self.stumbled), False
+        return self.running
+
+    def leave(self, error: BaseException | None) -> None:
+        """After the statement; a failure inside another case is that one's."""
+        self.depth -= 1
+        if self.depth and error is not None:
+            raise error
+        if self.depth == 0 and error is None and self.running:
+            self.passed += 1
+
+    def value(self, make):
+        """make(), or what stands for it when the program fails; inside a case the failure is the case's."""
+        if self.depth:
+            return make()
+        if self.over():
+            return Missing(TimeoutError("no time is left"))
+        try:
+            return make()
+        except Exception as e:
+            return Missing(e)
+
+    def bare(self, make) -> None:
+        """make(), for what it does."""
+        self.stumbled |= type(self.value(make)) is Missing
+
+
+class _Taking(ast.NodeTransformer):
+    def __init__(self, under_test: set[str]):
+        self.under_test = under_test
+
+    def names(self, node) -> bool:
+        return any(isinstance(n, ast.Name) and n.id in self.under_test for n in ast.walk(node))
+
+    def calls(self, node) -> bool:
+        return any(isinstance(n, ast.Call) and self.names(n.func) for n in ast.walk(node))
+
+    def visit_Assert(self, node):
+        return self.case(node)
+
+    def visit_Expr(self, node):
+        if not self.calls(node):
+            return node
+        if isinstance(node.value, ast.Call) and self.names(node.value.func):
+            return ast.Expr(_guard("bare", _later(node.value)))
+        return self.case(node)
+
+    def visit_Assign(self, node):
+        if self.calls(node.value):
+            node.value = _guard("value", _later(node.value))
+        return node
+
+    def visit_Try(self, node):
+        return self.case(node) if node.handlers and any(map(self.calls, node.body)) else self.generic_visit(node)
+
+    def visit_With(self, node):
+        return self.case(node) if any(map(self.calls, node.body)) else self.generic_visit(node)
+
+    def case(self, node):
+        error = "__error__"
+        enter = ast.If(_guard("enter"), [node], [])
+        handler = ast.ExceptHandler(ast.Name("BaseException", ast.Load()), error, [ast.Expr(_guard("leave", ast.Name(error, ast.Load())))])
+        return ast.Try([enter], [handler], [ast.Expr(_guard("leave", ast.Constant(None)))], [])
+
+
+def _guard(verb: str, *args):
+    return ast.Call(ast.Attribute(ast.Name(GUARD, ast.Load()), verb, ast.Load()), list(args), [])
+
+
+def _later(value):
+    nothing = ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[])
+    return ast.Lambda(nothing, value)
+
+
+def free_names(tests: str, entry_point: str = "") -> set[str]:
+    """Names that a test program uses and nobody defines: what it expects of the program under test; the entry point, too.
+
+    A name of Python's own is never among them: else a program could put its `enumerate` in the place of the tests'.
+    """
+    top = symtable.symtable(tests, "tests.py", "exec")
+    used, scopes = set(), [top]
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        used |= {s.get_name() for s in scope.get_symbols() if s.is_referenced() and (s.is_global() or scope is top)}
+    made = {s.get_name() for s in top.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    return used - made - set(dir(builtins)) - {"__name__", "__file__"} | ({entry_point} if entry_point else set())
+
+
+def take_apart(tree: ast.Module, under_test: set[str]):
+    """The code object of the test program with its cases guarded; run it with GUARD set to a Cases."""
+    return compile(ast.fix_missing_locations(_Taking(under_test).visit(tree)), "tests.py", "exec")

@@ -1,0 +1,266 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import SHARED
+
+from antisd_jax.errors import UserError
+from antisd_jax.rewards.cases import free_names
+from antisd_jax.rewards.code import Court, Limits, Standin, count, extract, grade
+from antisd_jax.rewards.isolate import LAYERS
+from antisd_jax.rewards.pool import GraderFault, Pool, RewardConfig
+
+LIMITS = Limits(timeout_s=8, memory_mb=1024)
+TESTS = "assert double(2) == 4\nassert double([1]) == [1, 1]\nassert double('ab') == 'abab'\nassert double(0) == 0"
+# Every one of these wants to pass TESTS without computing anything.
+CHEATS = {
+    "exits with success": "import sys\nsys.exit(0)",
+    "exits in the call": "import os\ndef double(x):\n    os._exit(0)",
+    "raises SystemExit in the call": "def double(x):\n    raise SystemExit(0)",
+    "prints that it passed": "print('4 passed, 0 failed', flush=True)\ndef double(x):\n    print('passed')",
+    "equals everything": "class Yes:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\ndef double(x): return Yes()",
+    "an integer that equals everything": "class Yes(int):\n    def __eq__(self, o): return True\n    __hash__ = None\ndef double(x): return Yes(7)",
+    "a list that equals everything": "class Yes(list):\n    def __eq__(self, o): return True\ndef double(x): return Yes()",
+    "unittest.mock.ANY": "from unittest.mock import ANY\ndef double(x): return ANY",
+    "a mock": "from unittest.mock import MagicMock\ndouble = MagicMock()\ndouble.return_value.__eq__ = lambda *a: True",
+    "kills its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef double(x): return 4",
+    "kills its group": "import os\ndef double(x):\n    os.killpg(0, 9)",
+    "kills everything": "import os\ndef double(x):\n    os.kill(-1, 9)",
+    "replaces the tests' builtins": "def enumerate(*a): return []\ndef zip(*a): return []\ndef isinstance(*a): return True\ndef double(x): return x",
+    "replaces its own builtins": "import builtins\nbuiltins.AssertionError = SystemExit\nbuiltins.all = lambda x: True\ndef double(x): assert False",
+    "traces": "import sys\nsys.settrace(lambda *a: None)\nsys.setprofile(lambda *a: None)\ndef double(x): raise AssertionError('passed')",
+    "looks for the expected value in its frames": (
+        "import sys, gc\ndef double(x):\n    f = sys._getframe()\n    while f.f_back: f = f.f_back\n"
+        "    return [o for o in gc.get_objects() if type(o) is dict and 'results' in o][0]['results'][0]"
+    ),
+    "reads its parent's memory": "import os\ndef double(x):\n    return open(f'/proc/{os.getppid()}/mem', 'rb').read(10)",
+    "reads the tests from the disk": (
+        "import glob\ndef double(x):\n    found = [open(p).read() for p in glob.glob('HERE/*.jsonl')]\n    return eval(found[0].split('== ')[1])"
+    ),
+    "answers ahead of time": (
+        "import json, os, struct\nanswer = json.dumps({'value': 4, 'nonce': '0' * 16}).encode()\nfor fd in range(3, 16):\n"
+        "    try: os.write(fd, (struct.pack('!I', len(answer)) + answer) * 8)\n    except OSError: pass\ndef double(x): return None"
+    ),
+    "patches the player": (
+        "import sys\nm = sys.modules['__main__']\nm.Player.do = lambda self, r: {'value': {'remote': 0}}\n"
+        "m.encode = lambda *a: {'remote': 0}\ndef double(x): return x"
+    ),
+    "changes its argument": "def double(x):\n    if isinstance(x, list): x[:] = [1, 1, 1]",
+    "an endless answer": "def double(x):\n    while True: yield x",
+    "never ends": "def double(x):\n    while True: pass",
+    "takes all memory": "def double(x):\n    return [0] * 10**10",
+    "nests without end": "def double(x):\n    for _ in range(10**6): x = [x]\n    return x",
+    "holds itself": "def double(x):\n    y = []\n    y.append(y)\n    return y",
+    "runs another program": "import subprocess, sys\ndef double(x): return subprocess.run([sys.executable, '-c', 'print(4)']).returncode or 4",
+    "forks": "import os\ndef double(x):\n    while True: os.fork()",
+    "starts threads and dies": "import threading, os\nthreading.Thread(target=lambda: os._exit(0)).start()\ndef double(x): return None",
+    "leaves a module to be imported": "open('HERE/sitecustomize.py', 'w').write('x')\ndef double(x): return x",
+    "asks the network": "import socket\ndef double(x):\n    s = socket.create_connection(('127.0.0.1', PORT), 1)\n    return eval(s.recv(9))",
+    "raises the assertion itself": "def double(x): raise AssertionError",
+    "is not there": "def triple(x): return 3 * x",
+    "no Python": "double the number: 4",
+}  # fmt: skip
+HONEST = "def double(x):\n    return x * 2"
+SETS = [LAYERS, ("seccomp",), ("landlock", "seccomp"), ("namespaces", "seccomp")]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cheats")
+    (folder / "tests.jsonl").write_text(json.dumps({"tests": TESTS}))
+    return folder
+
+
+@pytest.mark.parametrize("layers", SETS, ids="+".join)
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_passes_no_case_that_it_does_not_compute(here, name, layers):
+    held = held_of(layers)
+    if "seccomp" not in held:
+        pytest.skip(f"this host offers {held or 'no isolation'}")
+    if name == "reads the tests from the disk" and "landlock" not in held:
+        pytest.skip("without landlock a program can read this user's files, and the module says so")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = CHEATS[name].replace("HERE", str(here)).replace("PORT", str(server.getsockname()[1]))
+        start = time.monotonic()
+        result = grade(f"```python\n{program}\n```", TESTS, Limits(4, 1024, layers))
+        assert time.monotonic() - start < 8
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert not result.correct and result.cases[1] == 4
+    assert result.cases[0] == (1 if name == "replaces the tests' builtins" else 0)  # double(0) == 0 holds for the identity
+    assert sorted(os.listdir(here)) == ["tests.jsonl"]
+    assert grade(HONEST, TESTS, Limits(8, 1024, layers)).correct
+
+
+def held_of(layers):
+    with Court("", "", Limits(8, 1024, layers), run=False) as court:
+        court.ask("len", [])
+        return court.held
+
+
+def test_the_cheats_are_many():
+    assert len(CHEATS) >= 20
+
+
+PROBE = """
+import os, socket, pathlib
+def double(what):
+    try:
+        if what == "read": return open("/etc/passwd").read(1)
+        if what == "write": return pathlib.Path("HERE/made").write_text("x")
+        if what == "scratch": pathlib.Path("note").write_text("x" * 10); return pathlib.Path("note").read_text()
+        if what == "network": return str(socket.socket())
+        if what == "fork": return os.fork()
+        if what == "see": return sorted(p for p in os.listdir("/proc") if p.isdigit())
+        if what == "environment": return dict(os.environ)
+        if what == "prctl":
+            import ctypes
+            return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
+    except OSError as e:
+        return type(e).__name__
+"""
+
+
+@pytest.mark.parametrize("layers", SETS, ids="+".join)
+def test_what_a_program_may_do(tmp_path, layers):
+    """The layers that hold on this host are asked; those of the list that it lacks are not."""
+    held = held_of(layers)
+    with Court(PROBE.replace("HERE", str(tmp_path)), "", Limits(8, 1024, layers), run=False) as court:
+
+        def probe(what):
+            return Standin(court, "double")(what)
+
+        if "seccomp" in held:
+            assert (probe("network"), probe("fork"), probe("prctl")) == ("PermissionError", "PermissionError", -1)
+        if "landlock" in held:
+            assert (probe("read"), probe("scratch"), probe("see")) == ("PermissionError", "xxxxxxxxxx", "PermissionError")
+        if set(held) & {"landlock", "seccomp"}:
+            assert probe("write") == "PermissionError" and not list(tmp_path.iterdir())
+        assert not {"HF_TOKEN", "USER", "SSH_AUTH_SOCK"} & set(probe("environment"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="isolation layers are Linux's")
+def test_linux_offers_seccomp_at_least():
+    assert "seccomp" in held_of(LAYERS)
+
+
+def test_no_process_and_no_folder_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    grade("import os\nos.fork()\ndef double(x):\n    while True: pass", TESTS, Limits(2, 1024))
+    time.sleep(0.3)
+    assert list(tmp_path.iterdir()) == []
+    assert "antisd_jax.rewards.player" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_the_fraction_is_the_reward_and_the_feedback_says_it():
+    result = grade("def double(x):\n    return x + x if x else None", TESTS, LIMITS)
+    assert (result.outcome, result.cases, result.reward) == ("wrong", (3, 4), 0.75)
+    assert result.feedback == "Your code passes 3 of 4 test cases."
+    assert grade(HONEST, TESTS, LIMITS).reward == 1.0
+
+
+@pytest.mark.parametrize(
+    "program, tests, cases",
+    [
+        ("def f(x): return x", "for i in range(5):\n    assert f(i) == min(i, 2)", (3, 5)),
+        ("def f(x): return 1 // x", "def check(candidate):\n    for i in (1, 0, 1):\n        out = candidate(i)\n        assert out == 1", (2, 3)),
+        ("def f(x): return 1 // x", "out = f(0)\nassert isinstance(out, float)\nassert not isinstance(out, str)", (0, 2)),
+        ("def f(x): return 1 // x", "def same(a, b):\n    assert a == b\n    assert a == b\nsame(f(1), 1)\nsame(f(0), 1)", (1, 2)),
+        ("def f(x): return 1 // x", "try:\n    f(0)\n    assert False\nexcept ZeroDivisionError:\n    pass\nassert f(1) == 2", (1, 2)),
+        ("def f(xs): xs.sort()", "xs = [2, 1]\nf(xs)\nassert xs == [1, 2]", (1, 1)),
+        ("def f(xs): pass", "xs = [2, 1]\nf(xs)\nassert xs == [1, 2]", (0, 1)),
+        ("def f(xs): raise OSError", "xs = [2, 1]\nf(xs)\nassert xs == [2, 1]\nassert f", (1, 2)),
+        ("def f(x): raise OSError", "import contextlib\nwith contextlib.suppress(OSError):\n    f(1)\n    assert False\n", (1, 1)),
+        ("class S:\n    def f(self, x): return x", "s = S()\nassert s.f(3) == 3\nassert S().f([1]) == [2]", (1, 2)),
+        ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2]\nassert next(f(1)) == 0", (2, 2)),
+        ("f = lambda x: x", "import math\nassert f({(1, 2): {3}, 'k': [None, 1.5, b'x', 10**5000, 2j, math.inf]}) == 0", (0, 1)),
+        ("f = lambda x: x", "v = {(1, 2): {3}, 'k': [None, 1.5, b'x', 10**30000, 2j]}\nassert f(v) == v and f(v) is not v", (1, 1)),
+        ("import numpy as np\nf = lambda x: np.array(x)", "import numpy as np\nassert np.allclose(f([1.5, 2]), [1.5, 2])", (1, 1)),
+        ("f = sum", "def sum(x): return 0\nassert f([1, 2]) == 3", (1, 1)),
+        ("def f(x): return x", "assert f(1) == 1\nfor x in f(None):\n    assert f(2) == 2", (0, 1)),
+    ],
+)  # fmt: skip
+def test_cases_by_hand(program, tests, cases):
+    """Worked out by hand; the last breaks off outside of a case, so that nobody knows how many there would have been."""
+    gold = json.dumps({"tests": tests, "entry_point": "f"}) if "candidate" in tests else tests
+    assert grade(program, gold, LIMITS).cases == cases
+
+
+def test_cases_are_the_same_with_and_without_a_program():
+    tests = "def check(candidate):\n    for x, y in zip([1, 2, 3], [1, 2, 3]):\n        assert candidate(x) == y"
+    gold = json.dumps({"tests": tests, "entry_point": "f"})
+    assert count(tests, "f") == 3
+    assert grade("no program here", gold, LIMITS).cases == (0, 3) == grade("```python\ndef f(x:\n```", gold, LIMITS).cases
+    assert grade("def f(x):\n    while x > 1: pass\n    return x", gold, Limits(2, 1024)).cases == (1, 3)
+
+
+def test_a_slow_case_costs_itself_and_a_slow_program_the_rest():
+    tests = "for i in range(6):\n    assert f(i) == i"
+    slow_once = grade("import time\ndef f(x):\n    if x == 1: time.sleep(60)\n    return x", tests, Limits(4, 1024))
+    assert (slow_once.outcome, slow_once.cases) == ("wrong", (5, 6))
+    start = time.monotonic()
+    slow = grade("import time\ndef f(x):\n    time.sleep(0.9)\n    return x", tests, Limits(4, 1024))
+    assert slow.outcome == "timed out" and 1 <= slow.cases[0] < 6 and slow.cases[1] == 6
+    assert time.monotonic() - start < 4
+
+
+def test_names_that_the_tests_expect():
+    tests = "import math\ndef ref(a):\n    f = sum(a)\n    return f\nfor i in range(3):\n    assert f(i) == g(math.pi, ref([i])), zip"
+    assert free_names(tests) == {"g"} | {"f"} and free_names("x = 1\nassert sum(x)", "sum") == {"sum"}
+
+
+@pytest.mark.parametrize(
+    "response, entry, expected",
+    [
+        ("```python\ndef f(): return 1\n```\nUse it:\n```python\nprint(f())\n```", "f", "def f(): return 1\n"),
+        ("```\nx\n```\n```py\ny = 1\n```\n```bash\nls\n```", "", "y = 1\n"),
+        ("<think>```python\nwrong\n```</think>\n```python\nright = 1\n```", "", "right = 1\n"),
+        ("<think>never ends ```python\nx = 1\n```", "", None),
+        ("def f(x):\n    return x\n", "f", "def f(x):\n    return x\n"),
+        ("I cannot do that.", "f", None),
+        ("```python\nunfinished", "f", None),
+        ("1. Like this:\n   ```python\n   def f(): pass\n   ```", "f", "   def f(): pass\n"),
+    ],
+)
+def test_the_program_of_a_response(response, entry, expected):
+    assert extract(response, entry) == expected
+
+
+def test_programs_that_read_and_print():
+    gold = json.dumps([{"input": "1 2\n", "output": "3"}, {"input": "5 5", "output": "10\n"}, {"input": "0 1", "output": "2"}])
+    for program in ("print(sum(map(int, input().split())))", "import sys\nprint(sum(map(int, sys.stdin.read().split())))\nsys.exit()",
+                    "print(sum(map(int, open(0).read().split())), flush=True)"):  # fmt: skip
+        assert grade(f"```python\n{program}\n```", gold, LIMITS).cases == (2, 3)
+    assert grade("```python\nif __name__ == '__main__':\n    print(3)\n```", gold, LIMITS).cases == (1, 3)
+
+
+@pytest.mark.parametrize("gold", ["", "x = 1", "assert f(1) ==", '{"tests": 3}', "[1, 2]"])
+def test_a_gold_that_is_no_test_is_a_users_error(gold):
+    with Pool(RewardConfig("code", workers=1)) as pool, pytest.raises(GraderFault, match="code grader: ValueError"):
+        pool.grade([HONEST], [gold])
+
+
+def test_isolation_is_said_and_can_be_demanded(monkeypatch):
+    with Pool(RewardConfig("code", workers=1)) as pool:
+        assert pool.start().startswith("programs run isolated by ")
+    with pytest.raises(UserError, match="'nowhere' is none of namespaces, landlock, seccomp"):
+        RewardConfig("code", isolation=("nowhere",))
+
+
+def test_a_few_programs_of_the_data_sets_pass():
+    if not SHARED.exists():
+        pytest.skip(f"{SHARED} is absent")
+    from antisd_jax.text.data import DataConfig, load
+
+    for name in ("humaneval_plus", "mbpp_plus"):
+        rows = load(DataConfig(str(SHARED / "code" / f"{name}.jsonl")), "data")
+        chosen = rows[:3] + [r for r in rows if r.id in ("HumanEval/32", "HumanEval/38", "Mbpp/88", "Mbpp/126")]
+        for row in chosen:
+            assert grade(f"```python\n{row.solution}\n```", row.answer, Limits(20)).correct, row.id
+            assert not grade(f"```python\ndef {json.loads(row.answer)['entry_point']}(*a): pass\n```", row.answer, Limits(20)).correct
