@@ -40,6 +40,14 @@ class Checkpoints:
         """Those that are complete, in order."""
         return sorted(self.manager.all_steps())
 
+    def choose(self, step: int | None) -> int:
+        """That step, or the last. Raises UserError when there is no such checkpoint, naming those that there are."""
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            what = f"no checkpoint {step}" if steps else "no checkpoints"
+            raise UserError(f"{self.folder.parent} has {what}; there are: {', '.join(map(str, steps)) or 'none'}")
+        return steps[-1] if step is None else step
+
     def due(self, step: int, last: int) -> bool:
         return step == last or (self.every > 0 and step % self.every == 0)
 

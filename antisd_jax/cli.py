@@ -1,4 +1,4 @@
-"""The command line: antisd train | score | grade | check | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | evaluate | table | score | grade | check | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -8,6 +8,8 @@ from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN                           write RUN/report.html again
+       antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=[NAME@k, …]] [--key=value …]
+       antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
        antisd check --data=[NAME, …]               are data sets fit for their grader?
@@ -30,7 +32,16 @@ def main(argv: list[str] | None = None) -> int:
         if args[0] == "--version":
             print(__version__)
             return 0
-        commands = {"train": _train, "score": _score, "grade": _grade, "check": _check, "convert": _convert, "report": _report}
+        commands = {
+            "train": _train,
+            "score": _score,
+            "grade": _grade,
+            "check": _check,
+            "evaluate": _evaluate,
+            "table": _table,
+            "convert": _convert,
+            "report": _report,
+        }
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
         if args[0] not in commands:
             raise UserError(f"unknown command {args[0]!r}{nearest(args[0], commands)}")
@@ -91,6 +102,28 @@ def _check(args: list[str]) -> None:
     from antisd_jax.grade_file import CheckConfig, check
 
     check(config.parse(CheckConfig, [], _options(args)))
+
+
+def _evaluate(args: list[str]) -> None:
+    from antisd_jax.evaluate_model import main
+
+    _options([a for a in args if a.startswith("-")])
+    main(args)
+
+
+def _table(args: list[str]) -> None:
+    from pathlib import Path
+
+    from antisd_jax.files import read_jsonl
+    from antisd_jax.results import curve, markdown, table
+
+    if not args:
+        raise UserError("antisd table needs run folders, the reference first")
+    curves = [curve(Path(run).name, read_jsonl(Path(run) / "metrics.jsonl")) for run in args]
+    for run, c in zip(args, curves):
+        if not c.steps:
+            raise UserError(f"{run} holds no evaluation: no metrics.jsonl, or none in it")
+    print(markdown(table(curves)))
 
 
 def _convert(args: list[str]) -> None:

@@ -208,12 +208,30 @@ def _check(c: Config) -> None:
     need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
     need(c.seed < 2**32, "seed", c.seed, "below 2³²")
     need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
-    for key in ("steps", "method.lam_max", "method.gate.warmup", "seed", "eval.every", "eval.response", "checkpoint.every", "data.limit"):
+    for key in (
+        "steps",
+        "method.lam_max",
+        "method.gate.warmup",
+        "seed",
+        "eval.every",
+        "eval.response",
+        "eval.limit",
+        "checkpoint.every",
+        "data.limit",
+    ):
         need(flat[key] >= 0, key, flat[key], "at least 0")
     need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
     need(c.eval.sampling.temperature >= 0, "eval.sampling.temperature", c.eval.sampling.temperature, "at least 0")
     for key in ("sampling.top_p", "eval.sampling.top_p"):
         need(0 < flat[key] <= 1, key, flat[key], "in (0, 1]")
+    need(bool(c.eval.data), "eval.data", list(c.eval.data), "at least one benchmark (eval.every=0 evaluates nothing)")
+    c.eval.benchmarks()
+    need(
+        not (c.reward.kind == "code" and "answer" in c.prompt.sources),
+        "prompt.sources",
+        list(c.prompt.sources),
+        "no 'answer' with reward.kind=code: it is the tests",
+    )
     for mode in c.watchdog.stop:
         choice("watchdog.stop", mode, MODES)
     choice("model.dtype", c.model.dtype, ("float32", "bfloat16"))

@@ -36,12 +36,7 @@ def convert(run: str | Path, to: str | Path, step: int | None = None, dtype: str
         raise UserError(f"{to} exists and is not empty: choose another --to")
     c = load_config(run / "model")
     with closing(Checkpoints(run / "checkpoints", CheckpointConfig(), read_only=True)) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps or (step is not None and step not in steps):
-            raise UserError(
-                f"{run} has {f'no checkpoint {step}' if steps else 'no checkpoints'}; there are: {', '.join(map(str, steps)) or 'none'}"
-            )
-        step = steps[-1] if step is None else step
+        step = checkpoints.choose(step)
         weights = checkpoints.restore_weights(step, abstract(c, make_mesh(MeshConfig(), jax.devices("cpu")[:1]), jnp.dtype(dtype)))
     part = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:

@@ -1,48 +1,92 @@
-"""Evaluation: avg@k with an interval, maj@k, pass@k, and the share of responses cut off."""
+"""Evaluation: avg@k with an interval, maj@k, pass@k, and the share of responses cut off, for several benchmarks.
+
+Rows are made by `generate_rows`, one for every generation, and everything else is read from them: in training, in
+`antisd evaluate`, and when one of its runs is continued.
+"""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
 
+from antisd_jax.errors import UserError
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.math import plain
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.steps import Policy, judge, roll_out
-from antisd_jax.text.data import DataConfig
+from antisd_jax.text.data import Benchmark, benchmark
 from antisd_jax.text.rows import Problem
+
+DRAWS = 1000  # of a bootstrap
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """every: steps between evaluations (step 0 and the last step always), 0 none. samples: k, a problem.
-    response: tokens at most, 0: as many as in training."""
+    """every: steps between evaluations (step 0 and the last step always), 0 none. data: the benchmarks, "NAME" or "NAME@k".
+    samples: k, where none is given. limit: first problems of each only, 0 all. response: tokens at most, 0: as many as in training."""
 
     every: int = 10
+    data: tuple[str, ...] = ("countdown:eval",)
     samples: int = 4
+    limit: int = 0
     response: int = 0
-    data: DataConfig = field(default_factory=lambda: DataConfig("countdown:eval"))
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
 
+    def benchmarks(self) -> list[Benchmark]:
+        """Raises UserError when two of them have one name."""
+        found = [benchmark(spec, self.samples, self.limit) for spec in self.data]
+        twice = [name for name, n in Counter(b.name for b in found).items() if n > 1]
+        if twice:
+            raise UserError(f"eval.data: two benchmarks are called {twice[0]!r}")
+        return found
 
-def pass_at_k(n: int, correct: np.ndarray, k: int) -> float:
-    """Mean over problems of 1 − C(n−c, k)/C(n, k): the unbiased chance that k of n samples hold a correct one.
+
+@dataclass(frozen=True)
+class Result:
+    """What one benchmark gave. samples: k. For each of P problems: its id, its correct samples, whether the majority is right."""
+
+    name: str
+    samples: int
+    ids: list[str]
+    correct: np.ndarray  # [P]
+    voted: np.ndarray | None  # [P]; None for programs, whose texts are never the same
+    clip_ratio: float
+    response_length: float
+    cases: float | None = None  # mean share of test cases passed, of programs
+
+    @property
+    def average(self) -> float:
+        return float(self.correct.mean() / self.samples)
+
+
+def pass_values(n: int, correct: np.ndarray, k: int) -> np.ndarray:
+    """[P] 1 − C(n−c, k)/C(n, k): the unbiased chance that k of n samples hold a correct one.
 
     correct [P]: c of each problem. The ratio of binomials is a product of n−c−i over n−i, so nothing overflows.
     """
     i = np.arange(k)
     missed = np.clip(n - np.asarray(correct)[:, None] - i, 0, None) / (n - i)
-    return float(np.mean(1.0 - np.prod(missed, axis=1)))
+    return 1.0 - np.prod(missed, axis=1)
 
 
-def bootstrap(values: np.ndarray, draws: int = 1000) -> tuple[float, float]:
-    """95 % interval of the mean over problems, values [P], by resampling them with a fixed seed."""
+def pass_at_k(n: int, correct: np.ndarray, k: int) -> float:
+    """Mean over problems of `pass_values`."""
+    return float(np.mean(pass_values(n, correct, k)))
+
+
+def bootstrap(*groups: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the unweighted mean of the groups' means, values [P] each, by resampling the problems within each group.
+
+    The seed is fixed: the same values give the same interval.
+    """
     rng = np.random.default_rng(0)
-    means = np.asarray(values)[rng.integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    means = [np.asarray(v)[rng.integers(len(v), size=(DRAWS, len(v)))].mean(axis=1) for v in groups]
+    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def majority(grades: list[Grade]) -> float:
@@ -55,50 +99,76 @@ def majority(grades: list[Grade]) -> float:
         return 0.0
     counts = Counter(text for text, _ in answers)
     best = max(counts, key=counts.get)
-    return next(g.reward for text, g in answers if text == best)
+    return next(float(g.correct) for text, g in answers if text == best)
 
 
-def evaluate(policy: Policy, weights, problems: list[Problem], config: EvalConfig, key, pool: Pool, rows: int) -> tuple[dict, list[dict]]:
-    """(metrics "eval/…" of k samples a problem, a row for every generation); `rows` sequences are sampled at a time."""
-    k = config.samples
+def generate_rows(policy: Policy, weights, problems: list[Problem], k: int, config: EvalConfig, key, pool: Pool, rows: int) -> Iterator:
+    """A row for every generation, k a problem, a list of them at a time; `rows` sequences are sampled together.
+
+    A row depends on its problem and its number alone: problems can be done in any order, and in parts.
+    """
     policy = replace(policy, responses=config.response or policy.responses)
     ways = rows_per_step(policy.mesh)
     size = -(-max(1, rows // k) // ways) * ways
-    correct, stopped, lengths, voted, generations = [], [], [], [], []
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
         filled = part + [part[0]] * (size - len(part))  # one shape, hence one compiled program; the filling is dropped
         rollouts = jax.tree.map(lambda x, n=len(part): x[:n], roll_out(policy, weights, filled, k, key, config.sampling))
-        said, grades, rewards = judge(policy, pool, part, rollouts)
-        correct.append(rewards.sum(axis=1))
-        stopped.append(rollouts.stopped)
-        lengths.append(rollouts.lengths)
-        voted += [majority(group) for group in grades]
-        generations += [_row(p, j, said[i][j], grades[i][j], rollouts, i) for i, p in enumerate(part) for j in range(k)]
-    correct = np.concatenate(correct)
-    low, high = bootstrap(correct / k)
-    metrics = {
-        f"eval/avg@{k}": float(np.mean(correct / k)),
-        f"eval/avg@{k}_low": low,
-        f"eval/avg@{k}_high": high,
-        f"eval/maj@{k}": float(np.mean(voted)),
-        **{f"eval/pass@{j}": pass_at_k(k, correct, j) for j in sorted({2**i for i in range(1, k.bit_length())} | {k}) if j <= k},
-        "eval/clip_ratio": float(1.0 - np.concatenate(stopped).mean()),
-        "eval/response_length": float(np.concatenate(lengths).mean()),
-        "eval/problems": len(problems),
-    }
-    return metrics, generations
+        said, grades, _ = judge(policy, pool, part, rollouts)
+        yield [_row(p, j, said[i][j], grades[i][j], rollouts, i) for i, p in enumerate(part) for j in range(k)]
 
 
 def _row(problem: Problem, sample: int, said: str, grade: Grade, rollouts, i: int) -> dict:
     """One generation, as it is saved."""
-    return {
+    out = {
         "id": problem.id,
+        "index": problem.index,
         "sample": sample,
         "response": said,
         "extracted": grade.extracted,
         "outcome": grade.outcome,
-        "gold": problem.answer,
+        "gold": problem.gold,
         "finish_reason": "stop" if rollouts.stopped[i, sample] else "length",
         "response_tokens": int(rollouts.lengths[i, sample]),
     }
+    return out | ({"passed": grade.cases[0], "cases": grade.cases[1]} if grade.cases else {})
+
+
+def summarise(name: str, k: int, rows: list[dict]) -> Result:
+    """The result of a benchmark from its rows, k of each problem, in whatever order."""
+    groups: dict[int, list[dict]] = {}
+    for row in sorted(rows, key=lambda r: (r["index"], r["sample"])):
+        groups.setdefault(row["index"], []).append(row)
+    programs = any("cases" in r for r in rows)
+    voted = [majority([Grade(r["outcome"], r["extracted"]) for r in group]) for group in groups.values()]
+    return Result(
+        name=name,
+        samples=k,
+        ids=[group[0]["id"] for group in groups.values()],
+        correct=np.array([sum(r["outcome"] == "correct" for r in group) for group in groups.values()]),
+        voted=None if programs else np.array(voted),
+        clip_ratio=float(np.mean([r["finish_reason"] == "length" for r in rows])),
+        response_length=float(np.mean([r["response_tokens"] for r in rows])),
+        cases=float(np.mean([r["passed"] / r["cases"] for r in rows])) if programs else None,
+    )
+
+
+def powers(k: int) -> list[int]:
+    """1, 2, 4, … and k."""
+    return sorted({2**i for i in range(k.bit_length())} | {k})
+
+
+def metrics(results: list[Result]) -> dict:
+    """ "eval/…" of a step: eval/average, the unweighted mean over benchmarks of avg@k, and eval/NAME/… of each benchmark."""
+    low, high = bootstrap(*[r.correct / r.samples for r in results])
+    out = {"eval/average": float(np.mean([r.average for r in results])), "eval/average_low": low, "eval/average_high": high}
+    for r in results:
+        k = r.samples
+        low, high = bootstrap(r.correct / k)
+        values = {f"avg@{k}": r.average, f"avg@{k}_low": low, f"avg@{k}_high": high}
+        values |= {} if r.voted is None else {f"maj@{k}": float(r.voted.mean())}
+        values |= {f"pass@{j}": pass_at_k(k, r.correct, j) for j in powers(k)}
+        values |= {} if r.cases is None else {"cases": r.cases}
+        values |= {"clip_ratio": r.clip_ratio, "response_length": r.response_length, "problems": len(r.ids)}
+        out |= {f"eval/{r.name}/{key}": value for key, value in values.items()}
+    return out

@@ -19,6 +19,18 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def append_rows(path: Path, rows: list[dict]) -> None:
+    """More rows at the end of a JSONL file, after a torn last line has been cut off."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                whole = path.read_bytes()
+                file.truncate(whole.rfind(b"\n") + 1)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """Complete rows of a JSONL file; a torn last line, as a killed process leaves it, is left out."""
     rows = []

@@ -126,9 +126,8 @@ def progress(step: int, last: int, m: dict, seconds_left: float) -> str:
         parts.append(f"gate {state} λ {m['antisd/lambda']:.2f}")
     if "response_length/mean" in m:
         parts += [f"length {m['response_length/mean']:.0f}", f"{m['perf/throughput']:.0f} tok/s", f"{duration(seconds_left)} left"]
-    for key in m:
-        if key.startswith("eval/avg@") and key + "_low" in m:
-            parts.append(f"{key.removeprefix('eval/')} {m[key]:.3f} [{m[key + '_low']:.3f}, {m[key + '_high']:.3f}]")
+    if "eval/average" in m:
+        parts.append(f"eval {m['eval/average']:.3f} [{m['eval/average_low']:.3f}, {m['eval/average_high']:.3f}]")
     return "  ".join(parts)
 
 

@@ -42,8 +42,8 @@ def memory(config, policy: Policy) -> dict[str, float]:
     }
 
 
-def describe(config, policy: Policy, problems: int, held_out: int) -> str:
-    """The plan, as it is printed."""
+def describe(config, policy: Policy, problems: int, held_out: list[tuple[str, int, int]]) -> str:
+    """The plan, as it is printed. held_out: name, problems and samples of each benchmark."""
     m = policy.model
     mesh = " × ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
     parts = memory(config, policy)
@@ -58,7 +58,8 @@ def describe(config, policy: Policy, problems: int, held_out: int) -> str:
             f"model    {config.model.path}: {count(m):,} parameters, {m.layers} layers, width {m.width}, vocabulary {m.vocab}, {policy.dtype}",
             f"mesh     {mesh} ({policy.mesh.devices.flat[0].platform})",
             f"method   {config.method.name}: {credit}",
-            f"data     {config.data.path}: {problems} problems; evaluation on {held_out} of {config.eval.data.path}",
+            f"data     {config.data.path}: {problems} problems",
+            "eval     " + (", ".join(f"{name}: {n} problems × {k}" for name, n, k in held_out) or "none"),
             f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_rows} rows; {config.steps} steps",
             f"lengths  prompt {policy.prompt_budget}, privileged prompt {policy.context_budget}, response {policy.responses} tokens",
             "memory   "

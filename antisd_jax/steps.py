@@ -17,7 +17,8 @@ from antisd_jax.errors import UserError
 from antisd_jax.learner import UpdateStats, update
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
-from antisd_jax.model.sharding import place_rows, rows_per_step
+from antisd_jax.model.settings import load_config, stop_tokens
+from antisd_jax.model.sharding import make_mesh, place_rows, rows_per_step
 from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.rewards.grade import Grade
@@ -25,7 +26,7 @@ from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.engine import generate
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import score
-from antisd_jax.text.prompt import Context, Prompts
+from antisd_jax.text.prompt import Context, Prompts, load_tokenizer
 from antisd_jax.text.rows import Problem
 from antisd_jax.tiny import HERE
 from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState, pack_rows
@@ -49,6 +50,36 @@ class Policy:
 def model_folder(path: str, revision: str) -> Path:
     """Where a model's files are: of the embedded one for "tiny", else as `hf.locate` says."""
     return HERE / "model" if path == "tiny" else locate(path, revision)
+
+
+def build_policy(config) -> tuple[Policy, Path]:
+    """The policy of a configuration, and the model folder that holds its first weights. Raises UserError for what does not fit."""
+    path = model_folder(config.model.path, config.model.revision)
+    model = load_config(path)
+    mesh = make_mesh(config.mesh)
+    if config.mesh.expert > 1 and not model.experts:
+        raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
+    ways = rows_per_step(mesh)
+    if config.problems % ways:
+        raise UserError(f"problems: {config.problems} does not divide over data × fsdp × expert = {ways}")
+    tokenizer, stop = load_tokenizer(path), stop_tokens(path)
+    if max(len(tokenizer) - 1, *stop) >= model.vocab:
+        raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")
+    policy = Policy(
+        model=model,
+        mesh=mesh,
+        prompts=Prompts(tokenizer, config.prompt),
+        stop=stop,
+        prompt_budget=config.lengths.prompt,
+        context_budget=config.lengths.context,
+        responses=config.lengths.response,
+        micro_rows=config.optim.micro_rows,
+        dtype=config.model.dtype,
+    )
+    rows, micro = micro_shape(policy, config.problems * config.samples)
+    if rows // micro % config.optim.minibatches:
+        raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
+    return policy, path
 
 
 def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], int]:

@@ -16,15 +16,14 @@ from antisd_jax.arrays import named_key
 from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.config import Config
 from antisd_jax.errors import UserError
-from antisd_jax.evaluate import evaluate
+from antisd_jax.evaluate import generate_rows, metrics, summarise
 from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.learner import abstract_state, start
 from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, say, speed, warn
 from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.parameters import abstract
-from antisd_jax.model.settings import load_config, stop_tokens
-from antisd_jax.model.sharding import make_mesh, rows_per_step, use_mesh
+from antisd_jax.model.sharding import use_mesh
 from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
@@ -33,19 +32,17 @@ from antisd_jax.rewards.pool import Pool
 from antisd_jax.score import exact_products
 from antisd_jax.steps import (
     Policy,
+    build_policy,
     flat,
     judge,
     learn,
     make_batch,
-    micro_shape,
-    model_folder,
     privileged,
     roll_out,
     student_scores,
     teacher_scores,
 )
-from antisd_jax.text.data import Order
-from antisd_jax.text.prompt import Prompts, load_tokenizer
+from antisd_jax.text.data import Benchmark, Order
 from antisd_jax.text.rows import Problem
 from antisd_jax.types import TrainState
 from antisd_jax.watchdog import watch
@@ -58,7 +55,7 @@ class Run:
     config: Config
     policy: Policy
     order: Order
-    held_out: list[Problem]
+    held_out: list[tuple[Benchmark, list[Problem]]]
     pool: Pool
     checkpoints: Checkpoints
     log: Log
@@ -112,12 +109,16 @@ def loop(run: Run, at: Place) -> None:
 
 def measure(run: Run, at: Place) -> dict:
     """Evaluation metrics of the weights as they stand."""
-    c = run.config
+    c, results = run.config, []
+    key = named_key(c.seed, at.step, "evaluate")
     with run.clock.time("testing"):
-        key = named_key(c.seed, at.step, "evaluate")
-        values, generations = evaluate(run.policy, at.state.weights, run.held_out, c.eval, key, run.pool, c.problems * c.samples)
-    run.log.generations(at.step, generations)
-    return values
+        for bench, problems in run.held_out:
+            k = bench.samples
+            parts = generate_rows(run.policy, at.state.weights, problems, k, c.eval, key, run.pool, c.problems * c.samples)
+            rows = [row for part in parts for row in part]
+            run.log.generations(at.step, [{"benchmark": bench.name} | row for row in rows])
+            results.append(summarise(bench.name, k, rows))
+    return metrics(results)
 
 
 def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
@@ -148,12 +149,12 @@ def train(config: Config) -> None:
     folder = make_folder(config.output)
     with lock_folder(folder):
         refuse_another_run(folder, config)
-        policy, source = build(config)
+        policy, source = build_policy(config)
         held_out, problems, cards = read_data(policy, config, folder)
         write_atomically(folder / "config.yaml", configuration.dump(config))
         hf.copy_settings(source, folder / "model")
-        say(describe(config, policy, len(problems), len(held_out)))
-        for card in reversed(cards):
+        say(describe(config, policy, len(problems), [(b.name, len(ps), b.samples) for b, ps in held_out]))
+        for card in cards:
             say("\n".join(card.lines()))
         write_atomically(folder / "overlaps.jsonl", "".join(json.dumps(o) + "\n" for card in cards for o in card.overlaps))
         with (
@@ -166,6 +167,8 @@ def train(config: Config) -> None:
                 say(f"{config.output} has already reached step {at.step}")
                 return
             with closing(Log(folder, at.step if at.step else -1)) as log, Pool(config.reward) as pool:
+                if told := pool.start():
+                    say(told)
                 loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
 
 
@@ -177,36 +180,6 @@ def refuse_another_run(folder: Path, config: Config) -> None:
         changed = configuration.differences(configuration.build(Config, configuration.read_yaml(path)), config)
         if changed:
             raise UserError(f"{folder} holds a run of another configuration: {'; '.join(changed)}. Choose another --output")
-
-
-def build(config: Config) -> tuple[Policy, Path]:
-    """The policy, and the model folder that holds its first weights. Raises UserError for what does not fit together."""
-    path = model_folder(config.model.path, config.model.revision)
-    model = load_config(path)
-    mesh = make_mesh(config.mesh)
-    if config.mesh.expert > 1 and not model.experts:
-        raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
-    ways = rows_per_step(mesh)
-    if config.problems % ways:
-        raise UserError(f"problems: {config.problems} does not divide over data × fsdp × expert = {ways}")
-    tokenizer, stop = load_tokenizer(path), stop_tokens(path)
-    if max(len(tokenizer) - 1, *stop) >= model.vocab:
-        raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")
-    policy = Policy(
-        model=model,
-        mesh=mesh,
-        prompts=Prompts(tokenizer, config.prompt),
-        stop=stop,
-        prompt_budget=config.lengths.prompt,
-        context_budget=config.lengths.context,
-        responses=config.lengths.response,
-        micro_rows=config.optim.micro_rows,
-        dtype=config.model.dtype,
-    )
-    rows, micro = micro_shape(policy, config.problems * config.samples)
-    if rows // micro % config.optim.minibatches:
-        raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
-    return policy, path
 
 
 def resume(config: Config, policy: Policy, source: Path, checkpoints: Checkpoints) -> Place:

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from conftest import SHARED
+from conftest import ROOT, SHARED
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.cases import free_names
@@ -264,3 +264,51 @@ def test_a_few_programs_of_the_data_sets_pass():
         for row in chosen:
             assert grade(f"```python\n{row.solution}\n```", row.answer, Limits(20)).correct, row.id
             assert not grade(f"```python\ndef {json.loads(row.answer)['entry_point']}(*a): pass\n```", row.answer, Limits(20)).correct
+
+
+def test_a_run_on_programs_is_rewarded_by_cases(tmp_path):
+    """A small random model, whose programs are none: 0 of the cases, said so to the teacher; the tests are shown to nobody."""
+    from antisd_jax import config
+    from antisd_jax.files import read_jsonl
+    from antisd_jax.tiny.random_folder import make
+    from antisd_jax.train import train
+
+    problems = [
+        {"problem": f"Write a function add{i} that adds {i}.", "answer": f"assert add{i}(1) == {i + 1}\nassert add{i}(0) == {i}"}
+        for i in range(24)
+    ]
+    data, held_out = tmp_path / "train.jsonl", tmp_path / "held_out.jsonl"
+    data.write_text("".join(json.dumps(p | {"entry_point": f"add{i}"}) + "\n" for i, p in enumerate(problems[:16])))
+    held_out.write_text(
+        "".join(json.dumps(p | {"problem": p["problem"] + " Use no loop at all, and no recursion."}) + "\n" for p in problems[16:])
+    )
+    make(str(data), tmp_path / "model", vocab=400, width=32)
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={data}", f"eval.data={held_out}", "steps=1"]
+    options += ["problems=8", "samples=2", "lengths.prompt=200", "lengths.context=400", "lengths.response=16", "mesh.fsdp=2"]
+    train(config.load([str(ROOT / "configs" / "code.yaml")], options))
+    row = read_jsonl(tmp_path / "run" / "metrics.jsonl")[1]
+    assert row["critic/rewards/mean"] == 0.0 and row["eval/held_out/cases"] == 0.0 and row["antisd/context/feedback"] == 1.0
+    with pytest.raises(UserError, match="no 'answer' with reward.kind=code"):
+        config.load([str(ROOT / "configs" / "code.yaml")], ["prompt.sources=[answer]"])
+
+
+def test_check_grades_a_data_sets_own_solutions(tmp_path, capsys):
+    from antisd_jax.cli import main
+
+    rows = [
+        {"problem": f"{i}", "tests": f"assert f() == {i}", "entry_point": "f", "solution": f"def f(): return {min(i, 2)}"} for i in range(4)
+    ]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert main(["check", f"--data={tmp_path / 'set.jsonl'}", "--kind=code"]) == 2
+    said = capsys.readouterr()
+    assert "own answers  3 of 4 correct\n  3: wrong, 0 of 1 cases" in said.out
+    assert "1 of the data sets' own answers are not graded correct" in said.err
+
+
+def test_grade_reports_cases(tmp_path):
+    from antisd_jax.cli import main
+
+    (tmp_path / "in.jsonl").write_text(json.dumps({"gold": TESTS, "prediction": "def double(x):\n    return x + x if x else 1"}) + "\n")
+    assert main(["grade", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}", "--kind=code"]) == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert (row["outcome"], row["correct"], row["passed"], row["cases"]) == ("wrong", False, 3, 4)

@@ -116,7 +116,7 @@ def test_bad_rows_are_one_clear_line(tmp_path, capsys, row, message):
     [
         (["--model=tiny"], "antisd score needs --input"),
         (["--modle=tiny"], "unknown config key modle (did you mean 'model'?)"),
-        (["--model=tiny", "--input=/nowhere", "--output=x"], "input /nowhere cannot be read: No such file"),
+        (["--model=tiny", "--input=/nowhere", "--output=x"], "input: /nowhere cannot be read: No such file"),
         (["--model=tiny", "--input=x", "--output=x", "--dtype=int8"], "dtype: got 'int8', wanted one of float32, bfloat16"),
         (
             ["--model=tiny", "--input=x", "--output=x", "--temperature=0"],

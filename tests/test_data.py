@@ -33,7 +33,7 @@ def test_a_bad_row_is_named(tmp_path, text, message):
 
 
 def test_a_missing_file_is_named_with_its_key(tmp_path):
-    with pytest.raises(UserError, match="eval.data.path: .*nothing.jsonl cannot be read: No such file"):
+    with pytest.raises(UserError, match="eval.data: .*nothing.jsonl cannot be read: No such file"):
         load(DataConfig(str(tmp_path / "nothing.jsonl")), "eval.data")
 
 
@@ -56,6 +56,47 @@ def test_every_epoch_holds_every_problem_once_in_a_new_order():
     epochs = [[p.index for p in order.take(10 * e, 10)] for e in range(3)]
     assert all(sorted(e) == list(range(10)) for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("processes", [(1, 2, 1), (2, 1, 2), (4, 2, 1)])
+def test_a_cursor_moved_between_numbers_of_processes_yields_every_row_once(processes):
+    """Three legs of an epoch of 24 problems, each with another number of processes, eight problems a leg in steps of four."""
+    order, cursor, seen = Order(numbered(24), seed=5), 0, []
+    for count in processes:
+        for _ in range(2):
+            step = [[p.index for p in order.take(cursor, 4, part, count)] for part in range(count)]
+            assert [i for share in step for i in share] == [p.index for p in order.take(cursor, 4)]
+            seen += [i for share in step for i in share]
+            cursor += 4
+    assert sorted(seen) == list(range(24))
+
+
+def test_programming_problems_in_the_forms_in_which_they_come():
+    """HumanEval's head of a program stands before it; MBPP's function is named by a test; lists of inputs are kept as they are."""
+    human = {
+        "task_id": "H/1",
+        "prompt": 'def f(x):\n    """One more."""\n',
+        "canonical_solution": "    return x + 1\n",
+        "test": "def check(c):\n    assert c(1) == 2",
+        "entry_point": "f",
+    }
+    found = adapt(human, 0)
+    assert found.id == "H/1" and found.problem == human["prompt"] and found.solution == (human["prompt"] + "    return x + 1")
+    assert json.loads(found.answer) == {"tests": human["test"], "entry_point": "f", "prelude": human["prompt"]}
+    mbpp = {
+        "problem": "Add one.",
+        "answer": "assert f(1) == 2",
+        "solution": "def f(x): return x + 1",
+        "entry_point": "f",
+        "test_list": ["assert f(1) == 2", "assert f(2) == 3"],
+    }
+    found = adapt(mbpp, 3)
+    assert found.problem == "Add one.\n\nYour program should pass this test:\nassert f(1) == 2" and found.id == "3"
+    assert json.loads(found.answer) == {"tests": "assert f(1) == 2", "entry_point": "f", "prelude": ""}
+    cases = [{"input": "1", "output": "2"}]
+    assert json.loads(adapt({"problem": "Print one more.", "answer": cases}, 0).answer) == cases
+    assert adapt({"problem": "p", "test": "", "entry_point": "f"}, 0) == "no answer"
+    assert len(adapt({"problem": "p", "answer": "x" * 9000}, 0).gold) == 501
 
 
 def test_the_cursor_alone_gives_the_place():

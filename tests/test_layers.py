@@ -24,7 +24,7 @@ BELOW = {
     "checkpoint": {"errors", "types"},
     "log": {"errors", "files"},
     "steps": {"errors", "types", "arrays", "model", "rollout", "score", "learner", "objective", "text", "tiny", "rewards"},
-    "evaluate": {"steps", "model", "rollout", "text", "rewards"},
+    "evaluate": {"errors", "steps", "model", "rollout", "text", "rewards"},
     "metrics": {"arrays", "objective", "rewards", "text"},
     "plan": {"arrays", "model", "steps"},
     "problems": {"errors", "files", "log", "steps", "text"},
@@ -32,6 +32,11 @@ BELOW = {
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
     "score_file": {"errors", "files", "types", "log", "model", "score", "steps", "text"},
+    "results": set(),
+    "evaluate_model": {
+        *("errors", "files", "arrays", "checkpoint", "config", "evaluate", "log", "model", "problems", "report", "results", "rewards"),
+        *("score", "steps"),
+    },
     "grade_file": {"errors", "files", "log", "rewards", "text"},
     "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},
 }

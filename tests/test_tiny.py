@@ -12,14 +12,13 @@ from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig
 from antisd_jax.rewards import countdown as grader
 from antisd_jax.rewards.pool import Pool
-from antisd_jax.steps import judge, privileged, roll_out, student_scores, teacher_scores
+from antisd_jax.steps import build_policy, judge, privileged, prompted, roll_out, student_scores, teacher_scores
 from antisd_jax.text.data import DataConfig, load
 from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.tiny import HERE
 from antisd_jax.tiny import tokenizer as tok
 from antisd_jax.tiny.countdown import Trial, direct, informed, puzzles, search
 from antisd_jax.tiny.pretrain import CONTEXT, PROMPT, RESPONSE, TRIALS, main
-from antisd_jax.train import build, read_problems
 
 ALL = puzzles(0)
 
@@ -91,9 +90,9 @@ def test_pretraining_learns_and_writes_a_complete_folder(tmp_path, capsys, mesh1
 def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(mesh1):
     """After a failed trial: "Wait" has u < 0 and is rewarded, "So", which answers without having found it, has u > 0."""
     c = config.load([str(ROOT / "configs" / "smoke.yaml")], [])
-    policy, source = build(replace(c, mesh=MeshConfig(8)))
+    policy, source = build_policy(replace(c, mesh=MeshConfig(8)))
     weights = hf.load_weights(source, policy.model, policy.mesh)
-    problems = read_problems(policy, c.data, "data", [])[:32]
+    problems = prompted(policy, load(c.data, "data"))[0][:32]
     rollouts = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
     with Pool(c.reward) as pool:
         said, grades, rewards = judge(policy, pool, problems, rollouts)

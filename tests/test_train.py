@@ -30,7 +30,7 @@ from antisd_jax.tiny.random_folder import make
 from antisd_jax.train import train
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
-SMALL = ["problems=8", "samples=4", "lengths.response=32", "optim.micro_rows=16", "eval.samples=2", "eval.data.limit=16", "log_rollouts=-1"]
+SMALL = ["problems=8", "samples=4", "lengths.response=32", "optim.micro_rows=16", "eval.samples=2", "eval.limit=16", "log_rollouts=-1"]
 SMALL += ["method.gate.warmup=2", "eval.every=2", "checkpoint.every=2"]
 
 
@@ -141,14 +141,17 @@ def test_a_closed_student_gate_is_grpo_bit_for_bit(tmp_path):
 
 
 def test_any_number_of_evaluation_samples_fits_the_mesh(tmp_path):
-    train(small(tmp_path, "steps=1", "eval.samples=10", "eval.data.limit=9"))
+    train(small(tmp_path, "steps=1", "eval.samples=10", "eval.limit=9"))
     row = metrics(tmp_path)[1]
-    assert row["eval/problems"] == 9
+    assert row["eval/countdown/problems"] == 9
     generations = [g for g in read_jsonl(tmp_path / "evaluations.jsonl") if g["step"] == 1]
     assert len(generations) == 9 * 10 and len({(g["id"], g["sample"]) for g in generations}) == 90
-    assert np.mean([g["outcome"] == "correct" for g in generations]) == pytest.approx(row["eval/avg@10"])
-    assert {f"eval/pass@{k}" for k in (2, 4, 8, 10)} < set(row) and row["eval/pass@2"] <= row["eval/pass@10"]
-    assert np.mean([g["finish_reason"] == "length" for g in generations]) == pytest.approx(row["eval/clip_ratio"])
+    assert np.mean([g["outcome"] == "correct" for g in generations]) == pytest.approx(row["eval/countdown/avg@10"])
+    assert row["eval/average"] == row["eval/countdown/avg@10"]
+    assert {f"eval/countdown/pass@{k}" for k in (1, 2, 4, 8, 10)} < set(row) and row["eval/countdown/pass@2"] <= row[
+        "eval/countdown/pass@10"
+    ]
+    assert np.mean([g["finish_reason"] == "length" for g in generations]) == pytest.approx(row["eval/countdown/clip_ratio"])
 
 
 def test_a_watched_failure_can_stop_the_run_with_a_checkpoint(tmp_path):
@@ -301,7 +304,7 @@ def test_every_shipped_model_config_trains_a_small_relative(tmp_path, corpus, na
     """On real text, with each source of context, its own thinking mode, remat and dtype, on eight devices."""
     make(str(corpus), tmp_path / "model", vocab=400, width=32, family=family, template=template)
     options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", "steps=3", "method.gate.warmup=2"]
-    options += [f"eval.data.path={corpus}", "eval.every=3", "eval.data.limit=8", "eval.response=24", "eval.samples=2"]
+    options += [f"eval.data={corpus}", "eval.every=3", "eval.limit=8", "eval.response=24", "eval.samples=2"]
     options += ["problems=8", "samples=2", "lengths.prompt=160", "lengths.context=768", "lengths.response=16", "optim.lr=1e-3"]
     options += ["data.overlaps=keep", f"prompt.sources=[sibling, {source}]", "mesh.expert=2" if family == "qwen3_moe" else "mesh.fsdp=2"]
     train(config.load([str(ROOT / "configs" / "models" / f"{name}.yaml")], options))
@@ -313,12 +316,12 @@ def test_every_shipped_model_config_trains_a_small_relative(tmp_path, corpus, na
     assert [row["antisd/gate/open"] for row in rows[:2]] == [1.0, 1.0] and rows[0]["antisd/lambda"] == 0.0
     assert "antisd/gate/level" in rows[2] and rows[2]["antisd/u_abs_mean"] > 0
     assert [("moe/load_max" in row) for row in rows] == [family == "qwen3_moe"] * 3
-    assert rows[2]["eval/response_length"] > 16
+    assert rows[2][f"eval/{corpus.stem}/response_length"] > 16
 
 
 def test_a_training_set_that_is_the_evaluation_set_is_refused(tmp_path, corpus):
     make(str(corpus), tmp_path / "model", vocab=400, width=32)
-    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", f"eval.data.path={corpus}"]
+    options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={corpus}", f"eval.data={corpus}"]
     with pytest.raises(UserError, match="nothing of .* is left: 24 overlaps with evaluation; --data.overlaps=keep"):
         train(config.load([str(ROOT / "configs" / "math.yaml")], [*options, "problems=8"]))
 

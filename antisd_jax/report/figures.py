@@ -5,6 +5,8 @@ import io
 import numpy as np
 
 BLUE, RED, GREEN, GREY = "#3b82c4", "#d9603b", "#3f9b6c", "#8a8f98"
+STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
+STYLE |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "legend.frameon": False, "axes.spines.top": False}
 WINDOW = 5  # steps of the rolling mean
 
 
@@ -14,6 +16,12 @@ def rolling(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def benchmarks(rows: list[dict]) -> list[str]:
+    """ "NAME/avg@k" of every benchmark, in the order of the log."""
+    found = dict.fromkeys(key.removeprefix("eval/") for row in rows for key in row if "/avg@" in key)
+    return [key for key in found if not key.endswith(("_low", "_high"))]
 
 
 class Curves:
@@ -36,13 +44,19 @@ class Curves:
             axes.plot(steps, rolling(values), color=colour, linewidth=2, label=label)
 
     def accuracy(self, axes) -> None:
-        keys = sorted({k for r in self.rows for k in r if k.startswith("eval/avg@") and not k.endswith(("low", "high"))})
-        for key in keys:
-            steps, values = self.column(key)
-            axes.fill_between(steps, self.column(key + "_low")[1], self.column(key + "_high")[1], color=BLUE, alpha=0.18, linewidth=0)
-            axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=2, label=key.removeprefix("eval/"))
-            for i in {0, len(steps) - 1}:
-                axes.annotate(f"{values[i]:.2f}", (steps[i], values[i]), xytext=(0, 6), textcoords="offset points", ha="center", color=BLUE)
+        steps, values = self.column("eval/average")
+        if not len(steps):
+            return
+        names = benchmarks(self.rows)
+        for name in names if len(names) > 1 else ():
+            axes.plot(*self.column(f"eval/{name}"), linewidth=1, alpha=0.7, label=name)
+        axes.fill_between(
+            steps, self.column("eval/average_low")[1], self.column("eval/average_high")[1], color=BLUE, alpha=0.18, linewidth=0
+        )
+        label = "average" if len(names) > 1 else names[0]
+        axes.plot(steps, values, color=BLUE, marker="o", markersize=4, linewidth=2, label=label)
+        for i in {0, len(steps) - 1}:
+            axes.annotate(f"{values[i]:.2f}", (steps[i], values[i]), xytext=(0, 6), textcoords="offset points", ha="center", color=BLUE)
 
     def reward(self, axes) -> None:
         self.line(axes, "critic/rewards/mean", "all", BLUE)
@@ -105,10 +119,8 @@ def panels(rows: list[dict]) -> list[tuple[str, str]]:
     from matplotlib import pyplot as plt
 
     curves, out = Curves(rows), []
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
-    style |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "legend.frameon": False, "axes.spines.top": False}
     for title, name in PANELS:
-        with plt.rc_context(style | {"svg.hashsalt": name}):
+        with plt.rc_context(STYLE | {"svg.hashsalt": name}):
             figure, axes = plt.subplots(figsize=(5.4, 3.1), layout="constrained")
             getattr(curves, name)(axes)
             drawn = axes.has_data()

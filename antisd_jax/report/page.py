@@ -5,7 +5,7 @@ from pathlib import Path
 
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl, write_atomically
-from antisd_jax.report.figures import panels
+from antisd_jax.report.figures import benchmarks, panels
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --card: #f6f7f9; --text: #1d2129; --faint: #6a7079; --good: #2f8a5b; --bad: #c4502d; }
@@ -45,26 +45,27 @@ def write_report(run: str | Path) -> Path:
 
 def headline(rows: list[dict]) -> str:
     """The numbers that one looks for first; an absent one is said to be absent."""
-    keys = sorted({k for r in rows for k in r if k.startswith("eval/avg@") and not k.endswith(("low", "high"))})
-    cards = []
-    for key in keys:
-        seen = [(r["step"], r) for r in rows if key in r]
-        (first, before), (last, after) = seen[0], seen[-1]
-        gain = after[key] - before[key]
-        colour = "good" if gain > 0 else "bad"
-        interval = f"[{after[key + '_low']:.3f}, {after[key + '_high']:.3f}]"
-        cards.append(
-            _number(f"{key.removeprefix('eval/')} at step {first}", f"{before[key]:.3f}", f"{before['eval/problems']} held-out problems")
-        )
-        cards.append(_number(f"{key.removeprefix('eval/')} at step {last}", f"{after[key]:.3f}", f"95 % {interval} over problems"))
-        cards.append(_number("change", f'<span class="{colour}">{100 * gain:+.1f} points</span>', "absolute"))
-    if not cards:
-        cards.append(_number("accuracy", "–", "no evaluation in this run"))
-    return "".join(cards)
+    seen = [row for row in rows if "eval/average" in row]
+    if not seen:
+        return _number("accuracy", "–", "no evaluation in this run")
+    first, last, best = seen[0], seen[-1], max(seen, key=lambda row: row["eval/average"])
+    names = benchmarks(rows)
+    what = names[0] if len(names) == 1 else f"average of {len(names)} benchmarks"
+    gain = 100 * (last["eval/average"] - first["eval/average"])
+    interval = f"95 % [{last['eval/average_low']:.3f}, {last['eval/average_high']:.3f}] over problems"
+    problems = sum(value for key, value in first.items() if key.startswith("eval/") and key.endswith("/problems"))
+    return "".join(
+        [
+            _number(f"{what} at step {first['step']}", f"{first['eval/average']:.3f}", f"{problems} held-out problems"),
+            _number(f"{what} at step {last['step']}", f"{last['eval/average']:.3f}", interval),
+            _number("change", f'<span class="{"good" if gain > 0 else "bad"}">{gain:+.1f} points</span>', "absolute, last step"),
+            _number(f"best, at step {best['step']}", f"{best['eval/average']:.3f}", "chosen by this very number"),
+        ]
+    )
 
 
 def _number(title: str, number: str, note: str) -> str:
-    return f'<div class="card"><h3>{title}</h3><div class="number">{number}</div><div class="faint">{note}</div></div>'
+    return f'<div class="card"><h3>{escape(title)}</h3><div class="number">{number}</div><div class="faint">{note}</div></div>'
 
 
 def rollout_cards(rows: list[dict], each: int = 2) -> str:

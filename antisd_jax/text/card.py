@@ -79,9 +79,10 @@ def answer_kind(answer: str) -> str:
 def without_duplicates(problems: list[Problem], card: Card) -> list[Problem]:
     """The first of each group of equal problems."""
     first: dict = {}
+    seen: dict[str, tuple] = {}  # DAPO's file repeats its problems a hundred times, letter for letter
     kept = []
     for p in problems:
-        key = words(p.problem)
+        key = seen.get(p.problem) or seen.setdefault(p.problem, words(p.problem))
         if key in first:
             card.dropped["duplicates"] += 1
             card.conflicts += first[key] != p.answer.strip()

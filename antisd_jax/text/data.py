@@ -1,6 +1,8 @@
 """Problems by file or hub name, in an order that is a function of the seed and a global cursor."""
 
+import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,33 @@ class DataConfig:
             raise UserError(f"data.overlaps: got {self.overlaps!r}, wanted drop or keep")
 
 
-def read(config: DataConfig, key: str) -> tuple[list[dict], str]:
+@dataclass(frozen=True)
+class Benchmark:
+    """An evaluation set, what it is called in metrics and tables, and the samples that it gets for each problem."""
+
+    name: str
+    data: DataConfig
+    samples: int
+
+
+def benchmark(spec: str, samples: int, limit: int = 0) -> Benchmark:
+    """ "NAME" or "NAME@k" → Benchmark: a file, a short name of text/hub.py, or owner/name, owner/name:split, owner/name:subset:split."""
+    name, at, k = spec.rpartition("@")
+    if not (at and k.isdigit()):
+        name, k = spec, samples
+    if int(k) < 1:
+        raise UserError(f"eval.data: {spec!r} asks for no samples")
+    on_hub = re.fullmatch(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))??(?::([\w.-]+))?", name)
+    if on_hub and not Path(name).exists() and hub.knows(on_hub[1]):
+        path, subset, split = (part or "" for part in on_hub.groups())
+        return Benchmark(
+            "_".join(filter(None, (path.rpartition("/")[2], subset, split))), DataConfig(path, subset, split, limit=limit), int(k)
+        )
+    short = "countdown" if name == "countdown:eval" else Path(name.replace(":", "_")).stem
+    return Benchmark(short, DataConfig(name, limit=limit), int(k))
+
+
+def read(config: DataConfig, key: str) -> tuple[Iterable[dict], str]:
     """(rows as they come, the revision that they have on the hub, "" for a file). countdown:train and countdown:eval are embedded."""
     if config.path.startswith("countdown:"):
         from antisd_jax.tiny import HERE
@@ -39,12 +67,12 @@ def read(config: DataConfig, key: str) -> tuple[list[dict], str]:
     else:
         path = Path(config.path)
         if not path.exists() and hub.knows(config.path):
-            return hub.fetch(config.path, config.subset, config.split, config.revision, f"{key}.path")
-    return [row for _, row in read_rows(path, f"{key}.path")], ""
+            return hub.fetch(config.path, config.subset, config.split, config.revision, key)
+    return (row for _, row in read_rows(path, key)), ""
 
 
 def load(config: DataConfig, key: str, card=None) -> list[Problem]:
-    """All problems of a data set. `key` names the config section in errors.
+    """All problems of a data set. `key` is the configuration's, for errors.
 
     Rows that lack a problem or an answer are left out and counted in `card`.
     """
@@ -60,7 +88,7 @@ def load(config: DataConfig, key: str, card=None) -> list[Problem]:
             problems.append(found)
     if not problems:
         why = "".join(f"; {n} rows have {reason}" for reason, n in lacking.items())
-        raise UserError(f"{key}.path: {config.path} holds no problems{why}")
+        raise UserError(f"{key}: {config.path} holds no problems{why}")
     if card is not None:
         card.rows, card.rewritten = len(problems) + sum(lacking.values()), sum(p.rewritten for p in problems)
         card.dropped.update(lacking)

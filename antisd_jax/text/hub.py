@@ -1,6 +1,7 @@
 """Data sets by name from the Hugging Face hub, always of one commit."""
 
 import re
+from collections.abc import Iterable
 
 from antisd_jax.errors import UserError
 
@@ -27,7 +28,7 @@ def knows(path: str) -> bool:
     return path in SETS or (re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None and not path.startswith(".") and not path.endswith(".jsonl"))
 
 
-def fetch(path: str, subset: str, split: str, revision: str, key: str) -> tuple[list[dict], str]:
+def fetch(path: str, subset: str, split: str, revision: str, key: str) -> tuple[Iterable[dict], str]:
     """(rows, commit) of a data set; a branch such as main is resolved to the commit that it points to now.
 
     Raises UserError naming `key` when the hub has no such thing, or cannot be reached and nothing is cached.
@@ -46,6 +47,7 @@ def fetch(path: str, subset: str, split: str, revision: str, key: str) -> tuple[
         raise UserError(f"{key}: no such file, and not to be had as {name} at {revision!r} from the hub: {reason[:300]}") from None
     if isinstance(found, dict):
         if len(found) != 1:
-            raise UserError(f"{key}: {name} has the splits {', '.join(found)}; name one with {key.rpartition('.')[0]}.split")
+            raise UserError(f"{key}: {name} has the splits {', '.join(found)}; name one (data.split; in eval.data: {name}:SPLIT)")
         (found,) = found.values()
-    return found.to_list(), commit
+    batches = found.with_format("arrow").iter(10_000)
+    return (row for batch in batches for row in batch.to_pylist()), commit

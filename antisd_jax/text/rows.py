@@ -31,6 +31,11 @@ class Problem:
     prompt_ids: tuple[int, ...] = ()
     rewritten: bool = False  # another data set's instruction was taken off
 
+    @property
+    def gold(self) -> str:
+        """The answer as it is logged: a test program can be half a megabyte, and would stand in every row."""
+        return self.answer if len(self.answer) <= 500 else self.answer[:500] + "…"
+
 
 def adapt(row: dict, index: int) -> Problem | str:
     """A row of any of the known data sets → Problem, or what it lacks.
