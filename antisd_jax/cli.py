@@ -8,11 +8,11 @@ from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN                           write RUN/report.html again
-       antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=[NAME@k, …]] [--key=value …]
+       antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
        antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
-       antisd check --data=[NAME, …]               are data sets fit for their grader?
+       antisd check --data=NAME,NAME,…               are data sets fit for their grader?
        antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
        antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
        antisd pretrain-tiny --output=DIR           make the embedded model and its problems again

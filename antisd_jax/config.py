@@ -178,7 +178,7 @@ def _convert(kind, value, key: str, root):
             raise UserError(f"{key} is a section of keys, got {value!r}")
         return build(kind, value, f"{key}.", root)
     if typing.get_origin(kind) is tuple and isinstance(value, str):
-        value = [value]
+        value = [part.strip() for part in value.split(",")]
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(kind)[0], v, f"{key}[{i}]", root) for i, v in enumerate(value))
     if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):

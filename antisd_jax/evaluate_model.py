@@ -1,6 +1,6 @@
 """`antisd evaluate`: a model, or a run's checkpoint, on several benchmarks.
 
-`antisd evaluate [RUN] [FILE.yaml …] [--step=N] --output=DIR [--eval.data=[NAME@k, …]] [--eval.samples=32] [--key=value …]`
+`antisd evaluate [RUN] [FILE.yaml …] [--step=N] --output=DIR [--eval.data=NAME@k,…] [--eval.samples=32] [--key=value …]`
 The keys are those of training. Of a RUN its own configuration is the base and its last checkpoint (or `step`) is evaluated, with
 the keys of the evaluation that it made itself at that step. DIR gets generations.jsonl (every generation), problems.csv,
 results.json, results.md, and report.html with its figures as PNG. The same command goes on where it was stopped.
@@ -80,19 +80,16 @@ def measure(policy, weights, bench, problems, config, key, pool: Pool, folder: P
     """One benchmark: what generations.jsonl lacks is generated and appended, a batch at a time."""
     path, k = folder / "generations.jsonl", bench.samples
     wanted = {p.index for p in problems}
-    rows = [r for r in read_jsonl(path) if r["benchmark"] == bench.name and r["index"] in wanted and r["sample"] < k]
-    have: dict[int, int] = {}
-    for row in rows:
-        have[row["index"]] = have.get(row["index"], 0) + 1
-    rows = [r for r in rows if have[r["index"]] == k]
-    left = [p for p in problems if have.get(p.index) != k]
+    stored = [r for r in read_jsonl(path) if r["benchmark"] == bench.name and r["index"] in wanted and r["sample"] < k]
+    rows = {(r["index"], r["sample"]): r for r in stored}
+    left = [p for p in problems if any((p.index, j) not in rows for j in range(k))]
     with tqdm(total=len(problems), initial=len(problems) - len(left), desc=bench.name, unit=" problems") as bar:
         for part in generate_rows(policy, weights, left, k, config.eval, key, pool, config.problems * config.samples):
-            part = [{"benchmark": bench.name} | row for row in part]
-            append_rows(path, part)
-            rows += part
-            bar.update(len(part) // k)
-    return summarise(bench.name, k, rows)
+            made = {(r["index"], r["sample"]): {"benchmark": bench.name} | r for r in part}
+            append_rows(path, [row for place, row in made.items() if place not in rows])
+            rows |= made
+            bar.update(len(made) // k)
+    return summarise(bench.name, k, list(rows.values()))
 
 
 def describe(r: Result) -> dict:

@@ -5,7 +5,7 @@ Rows hold "gold" and "prediction" as text. The same rows come out, in order, wit
 out), "correct", "extracted" and "seconds", of a program also "passed" and "cases". What counts as equal is written at the head
 of rewards/math.py, what a gold of a program is at that of rewards/code.py.
 
-`antisd check --data=[NAME, …] [--kind=math]` asks whether data sets are fit for their grader before a run finds out: it prints
+`antisd check --data=NAME,NAME,… [--kind=math]` asks whether data sets are fit for their grader before a run finds out: it prints
 their cards and grades their own answers (of programs, their own solutions), which all should be correct.
 """
 
@@ -56,7 +56,7 @@ class CheckConfig:
 
     def __post_init__(self):
         if not self.data:
-            raise UserError("antisd check needs --data=NAME or --data=[NAME, NAME]")
+            raise UserError("antisd check needs --data=NAME,NAME,…")
 
 
 def open_pool(config) -> Pool:

@@ -141,9 +141,11 @@ FLAGS = {
 }
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared grader suites are not beside this checkout")
-@pytest.mark.parametrize("suite", ["math_verify", "trl", "open_instruct_gsm8k", "open_r1", "verifiers"])
-def test_other_projects_suites_agree_but_for_the_policy(suite):
+SUITES = ["math_verify", "trl", "open_instruct_gsm8k", "open_r1", "verifiers"]
+
+
+def compare(suite: str):
+    """(rows, disagreements by policy, other disagreements): (gold, end of the answer, reason) each."""
     rows = [json.loads(line) for line in (SHARED / "grader" / f"{suite}.jsonl").read_text().split("\n") if line]
     wrong, policy = [], []
     for row in rows:
@@ -152,6 +154,13 @@ def test_other_projects_suites_agree_but_for_the_policy(suite):
         reason = DISAGREE.get((row["gold"], row["prediction"]))
         reason = reason or next((why for flag, why in FLAGS.items() if flag in (row["note"] or "")), None)
         (policy if reason else wrong).append((row["gold"], row["prediction"][-80:], reason))
+    return rows, policy, wrong
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared grader suites are not beside this checkout")
+@pytest.mark.parametrize("suite", SUITES)
+def test_other_projects_suites_agree_but_for_the_policy(suite):
+    rows, policy, wrong = compare(suite)
     agree = len(rows) - len(wrong) - len(policy)
     print(f"{suite}: {len(rows)} cases, {agree} agree, {len(policy)} disagree by policy, {len(wrong)} wrong")
     for entry in policy + wrong:

@@ -6,6 +6,7 @@ import queue
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -55,6 +56,7 @@ class _Worker:
     def __init__(self, config: RewardConfig):
         self.config = config
         self.process = None
+        self.scratch = None  # its temporary files, which a killed worker leaves behind
         self.told = ""  # what the grader said of itself
 
     def grade(self, response: str, gold: str) -> Grade:
@@ -79,7 +81,9 @@ class _Worker:
         if self.process is not None:
             return
         command = [sys.executable, "-m", "antisd_jax.rewards.worker", json.dumps(asdict(self.config))]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.scratch = tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True)
+        environment = os.environ | {"TMPDIR": self.scratch.name}
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         line = self._read_line(self.START_S)
         if line is None:
             self.stop()
@@ -122,6 +126,7 @@ class _Worker:
             with suppress(BrokenPipeError):  # what a dead worker has not read is still in the buffer
                 self.process.stdin.close()
             self.process.stdout.close()
+            self.scratch.cleanup()
             self.process = None
 
 
