@@ -13,6 +13,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 1180px; padding: 1.2rem; background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; } .faint { color: var(--faint); }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
+.numbers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .card { background: var(--card); border-radius: 8px; padding: .8rem 1rem; overflow: hidden; } .card h3 { margin: 0 0 .3rem; font-size: .95rem; }
 .card svg { width: 100%; height: auto; } .number { font-size: 1.6rem; font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 0; font: 13px/1.45 ui-monospace, monospace; }
@@ -32,7 +33,7 @@ def write_report(run: str | Path) -> Path:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(folder.name)} · antisd</title><style>{STYLE}</style></head><body>
 <h1>{escape(folder.name)}</h1><div class="faint">step {rows[-1]["step"]}</div>
-<h2>Result</h2><div class="grid">{headline(rows)}</div>
+<h2>Result</h2><div class="grid numbers">{headline(rows)}</div>
 <h2>Curves</h2><div class="faint">raw faint, mean of 5 steps bold</div><div class="grid">{cards}</div>
 <h2>Rollouts</h2><div class="grid">{rollout_cards(read_jsonl(folder / "rollouts.jsonl"))}</div>
 <h2>Time of a step</h2><div class="card">{time_table(rows)}</div>
