@@ -12,7 +12,8 @@ from conftest import ROOT, SHARED
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.cases import free_names
-from antisd_jax.rewards.code import Court, Limits, Standin, count, extract, grade
+from antisd_jax.rewards.code import count, extract, grade
+from antisd_jax.rewards.court import Court, Limits, Standin
 from antisd_jax.rewards.isolate import LAYERS
 from antisd_jax.rewards.pool import GraderFault, Pool, RewardConfig
 
@@ -65,6 +66,20 @@ CHEATS = {
     "raises the assertion itself": "def double(x): raise AssertionError",
     "is not there": "def triple(x): return 3 * x",
     "no Python": "double the number: 4",
+    "makes a file unreadable": "import os\nos.chmod('HERE/tests.jsonl', 0)\ndef double(x): return x",
+    "changes a file's times": "import os\nos.utime('HERE/tests.jsonl', (1, 1))\ndef double(x): return x",
+    "sets its parent's limits": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_AS, (1, 1))\ndef double(x): return x",
+    "has a signal sent by the kernel": (
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, os.getppid())\nfcntl.fcntl(r, 10, 9)\n"
+        "fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')\ndef double(x): return x"
+    ),
+    "answers a byte at a time": (
+        "import sys, time\nm = sys.modules['__main__']\ndef slow(channel, message):\n    channel.sendall(b'\\0\\0\\1\\0')\n"
+        "    while True:\n        channel.sendall(b' ')\n        time.sleep(0.3)\ndef double(x):\n    m.send = slow\n    return 4"
+    ),
+    "hides memory": (
+        "import ctypes, mmap, os\nfd = ctypes.CDLL(None).syscall(447, 0)\nos.ftruncate(fd, 1 << 20)\ndef double(x): return x"
+    ),
 }  # fmt: skip
 HONEST = "def double(x):\n    return x * 2"
 SETS = [LAYERS, ("seccomp",), ("landlock", "seccomp"), ("namespaces", "seccomp")]
@@ -94,8 +109,9 @@ def test_a_cheat_passes_no_case_that_it_does_not_compute(here, name, layers):
         with pytest.raises(BlockingIOError):
             server.accept()
     assert not result.correct and result.cases[1] == 4
-    assert result.cases[0] == (1 if name == "replaces the tests' builtins" else 0)  # double(0) == 0 holds for the identity
+    assert result.cases[0] <= program.endswith("def double(x): return x")  # double(0) == 0 holds for the identity
     assert sorted(os.listdir(here)) == ["tests.jsonl"]
+    assert (here / "tests.jsonl").stat().st_mode & 0o777 == 0o644 and (here / "tests.jsonl").stat().st_mtime > 1e9
     assert grade(HONEST, TESTS, Limits(8, 1024, layers)).correct
 
 
@@ -140,7 +156,9 @@ def test_what_a_program_may_do(tmp_path, layers):
         if "seccomp" in held:
             assert (probe("network"), probe("fork"), probe("prctl")) == ("PermissionError", "PermissionError", -1)
         if "landlock" in held:
-            assert (probe("read"), probe("scratch"), probe("see")) == ("PermissionError", "xxxxxxxxxx", "PermissionError")
+            assert (probe("read"), probe("see")) == ("PermissionError", "PermissionError")
+        if {"landlock", "namespaces"} <= set(held):
+            assert probe("scratch") == "xxxxxxxxxx"
         if set(held) & {"landlock", "seccomp"}:
             assert probe("write") == "PermissionError" and not list(tmp_path.iterdir())
         assert not {"HF_TOKEN", "USER", "SSH_AUTH_SOCK"} & set(probe("environment"))
@@ -210,7 +228,22 @@ def test_the_fraction_is_the_reward_and_the_feedback_says_it():
         ("def f(xs): xs.sort()", "xs = [2, 1]\nf(xs)\nassert xs == [1, 2]", (1, 1)),
         ("def f(xs): pass", "xs = [2, 1]\nf(xs)\nassert xs == [1, 2]", (0, 1)),
         ("def f(xs): raise OSError", "xs = [2, 1]\nf(xs)\nassert xs == [2, 1]\nassert f", (1, 2)),
-        ("def f(x): raise OSError", "import contextlib\nwith contextlib.suppress(OSError):\n    f(1)\n    assert False\n", (1, 1)),
+        ("def f(x): raise OSError", "import pytest\nwith pytest.raises(OSError):\n    f(1)", (1, 1)),
+        ("def f(x): return x", "import pytest\nwith pytest.raises(OSError):\n    f(1)", (0, 1)),
+        ("def f(x): raise OSError", "assert 1\nf(1)", (1, 2)),
+        ("def f(x): raise OSError", "out = f(1)\nassert out is not None", (0, 1)),
+        ("def f(x): return x", "try:\n    assert f(1) == 2\nexcept AssertionError:\n    pass", (0, 1)),
+        ("def f(x):\n    if x < 0: raise ValueError\n    return x", "for x in (-1, -2):\n    try:\n        f(x)\n    except ValueError:\n        continue\n    assert False\nassert f(3) == 3", (3, 3)),
+        ("def f(x): return []", "for y in f(3):\n    assert y", (0, 1)),
+        ("def f(x): raise StopIteration", "assert all(map(lambda c: f(c) == 1, [1, 2]))", (0, 1)),
+        ("def f(*a): return []", "import numpy as np\nassert np.allclose(f(1), 5.0)\nassert np.isclose(f(1), [5.0]).all()", (0, 2)),
+        ("import numpy as np\ndef f(x): return np.array(np.inf, np.float16)", "assert f(1) == 123456.5", (0, 1)),
+        ("import numpy as np\ndef f(x): return np.full((2, 2), np.inf, np.float16)", "assert (f(1) == 123456.5).all()", (0, 1)),
+        ("def f(xs): xs.clear()", "def ref(xs): return None if not xs else 3\nxs = [1]\nassert f(xs) == ref(xs)", (0, 1)),
+        ("class E(ValueError): pass\ndef f(x): raise E('why')", "try:\n    f(1)\n    assert False\nexcept ValueError as e:\n    assert e.args == ('why',)", (1, 1)),
+        ("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass f:\n    x: int", "assert f(1) == f(1)\nassert f(1).x == 1\nassert f(1) != f(2)\nassert f(1) != 1", (4, 4)),
+        ("import asyncio\nasync def g(x): return x\ndef f(x): return asyncio.run(g(x))", "assert f(1) == 1", (1, 1)),
+        ("def f(x): return range(10**12)", "assert sum(f(1)) == 1", (0, 1)),
         ("class S:\n    def f(self, x): return x", "s = S()\nassert s.f(3) == 3\nassert S().f([1]) == [2]", (1, 2)),
         ("def f(n):\n    yield from range(n)", "assert list(f(3)) == [0, 1, 2]\nassert next(f(1)) == 0", (2, 2)),
         ("f = lambda x: x", "import math\nassert f({(1, 2): {3}, 'k': [None, 1.5, b'x', 10**5000, 2j, math.inf]}) == 0", (0, 1)),

@@ -3,7 +3,7 @@
 A case is an `assert`, a statement that hands a value of the program under test on (`check_equal(candidate(x), y)`), or a
 `try … except` or `with` around a call of it, wherever it stands, once for each time that it runs; what such a statement runs in
 turn belongs to the case. A value that the program could not give (`out = candidate(x)` that raised) fails the cases that use it;
-a bare call (`candidate(x)`, to change x) is no case, and where it raises it fails the next one.
+a bare call (`candidate(x)`, to change x) is no case. Where either raises, the next case fails.
 """
 
 import ast
@@ -38,41 +38,55 @@ class Cases:
     """The count, kept while the test program runs. Once `over` says so, cases are only counted."""
 
     def __init__(self, over=lambda: False):
-        self.passed = self.total = self.depth = 0
-        self.running, self.stumbled = True, False
+        self.passed = self.total = 0
+        self.open: list[bool] = []  # of each case that is being run, one in another: has it failed?
+        self.stumbled = self.bare_call = False
         self.over = over
 
     def enter(self) -> bool:
         """True when the case's statement shall run."""
-        self.depth += 1
-        if self.depth > 1:
-            return True
-        self.total += 1
-        self.running, self.stumbled = not (self.over() or self.stumbled), False
-        return self.running
+        nested = bool(self.open)
+        self.open.append(not nested and (self.over() or self.stumbled))
+        if not nested:
+            self.total += 1
+            self.stumbled = False
+        return not self.open[-1]
 
-    def leave(self, error: BaseException | None) -> None:
-        """After the statement; a failure inside another case is that one's."""
-        self.depth -= 1
-        if self.depth and error is not None:
+    def failed(self, error: BaseException) -> None:
+        """The statement raised; a failure inside another case is that one's."""
+        self.open[-1] = True
+        if len(self.open) > 1:
             raise error
-        if self.depth == 0 and error is None and self.running:
+
+    def leave(self) -> None:
+        """After the statement, however it was left."""
+        failed = self.open.pop()
+        if not self.open and not failed:
             self.passed += 1
 
     def value(self, make):
-        """make(), or what stands for it when the program fails; inside a case the failure is the case's."""
-        if self.depth:
+        """make(), or what stands for it when the program fails, and then fails the next case; inside a case the failure is its."""
+        if self.open:
             return make()
-        if self.over():
-            return Missing(TimeoutError("no time is left"))
         try:
+            if self.over():
+                raise TimeoutError("no time is left")
             return make()
         except Exception as e:
+            self.stumbled = True
             return Missing(e)
 
     def bare(self, make) -> None:
-        """make(), for what it does."""
-        self.stumbled |= type(self.value(make)) is Missing
+        """make(), for what it does to its arguments."""
+        self.bare_call = True
+        try:
+            self.value(make)
+        finally:
+            self.bare_call = False
+
+    def end(self) -> tuple[int, int]:
+        """(passed, in all); a call that failed with no case after it is one."""
+        return self.passed, self.total + self.stumbled
 
 
 class _Taking(ast.NodeTransformer):
@@ -101,16 +115,27 @@ class _Taking(ast.NodeTransformer):
         return node
 
     def visit_Try(self, node):
-        return self.case(node) if node.handlers and any(map(self.calls, node.body)) else self.generic_visit(node)
+        """One case, unless its handlers would swallow the failure of an assert that stands in it."""
+        whole = node.handlers and any(map(self.calls, node.body)) and not (_asserts(node.body) and any(map(_catches_all, node.handlers)))
+        return self.case(node) if whole else self.generic_visit(node)
 
     def visit_With(self, node):
-        return self.case(node) if any(map(self.calls, node.body)) else self.generic_visit(node)
+        return self.case(node) if any(map(self.calls, node.body)) and not _asserts(node.body) else self.generic_visit(node)
 
     def case(self, node):
-        error = "__error__"
         enter = ast.If(_guard("enter"), [node], [])
-        handler = ast.ExceptHandler(ast.Name("BaseException", ast.Load()), error, [ast.Expr(_guard("leave", ast.Name(error, ast.Load())))])
-        return ast.Try([enter], [handler], [ast.Expr(_guard("leave", ast.Constant(None)))], [])
+        failed = ast.Expr(_guard("failed", ast.Name("__error__", ast.Load())))
+        inner = ast.Try([enter], [ast.ExceptHandler(ast.Name("BaseException", ast.Load()), "__error__", [failed])], [], [])
+        return ast.Try([inner], [], [], [ast.Expr(_guard("leave"))])
+
+
+def _asserts(body: list) -> bool:
+    return any(isinstance(n, ast.Assert) for statement in body for n in ast.walk(statement))
+
+
+def _catches_all(handler: ast.ExceptHandler) -> bool:
+    names = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} if handler.type else {"BaseException"}
+    return bool(names & {"AssertionError", "Exception", "BaseException"})
 
 
 def _guard(verb: str, *args):

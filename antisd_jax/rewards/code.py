@@ -16,42 +16,15 @@ The data set's tests run in this process, which is limited and can be killed, bu
 import ast
 import json
 import re
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 from antisd_jax.rewards.boxed import after_thought
 from antisd_jax.rewards.cases import GUARD, Cases, free_names, take_apart
+from antisd_jax.rewards.court import Court, Limits, Standin
 from antisd_jax.rewards.grade import Grade
-from antisd_jax.rewards.isolate import LAYERS
-from antisd_jax.rewards.player import receive, send
-from antisd_jax.rewards.values import allow_long_integers, decode, encode
+from antisd_jax.rewards.values import allow_long_integers
 
 MAX_PROGRAM = 100_000  # characters
-START_S = 20.0
-CASE_SHARE = 0.25  # of the time limit, that one case may take
-OVERALL_SHARE = 0.8  # of the time limit: then the cases left are only counted, and the grade is given in time
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one answer: seconds in all, memory of the player, layers of isolation to use where the host has them."""
-
-    timeout_s: float = 10.0
-    memory_mb: int = 4096
-    isolation: tuple[str, ...] = LAYERS
-
-
-class ProgramError(Exception):
-    """The program raised something that is not one of Python's own exceptions, or is gone."""
 
 
 def describe(limits: Limits, required: bool) -> str:
@@ -77,7 +50,7 @@ def extract(response: str, entry_point: str = "") -> str | None:
     text = after_thought(response)
     if text is None:
         return None
-    blocks = [(language.lower(), body) for language, body in _FENCE.findall(text)]
+    blocks = _blocks(text)
     defines = re.compile(
         rf"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+{re.escape(entry_point)}\b|^{re.escape(entry_point)}[ \t]*=", re.MULTILINE
     )
@@ -89,20 +62,39 @@ def extract(response: str, entry_point: str = "") -> str | None:
     return text if code and not blocks and "```" not in text else None
 
 
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """(language, content) of every fenced block that is closed."""
+    blocks, language, body = [], None, []
+    for line in text.splitlines(keepends=True):
+        mark = line.strip()
+        if language is None and mark.startswith("```"):
+            words = mark[3:].split()
+            language, body = words[0].lower() if words else "", []
+        elif language is not None and mark == "```":
+            blocks.append((language, "".join(body)))
+            language = None
+        elif language is not None:
+            body.append(line)
+    return blocks
+
+
 def grade(response: str, gold: str, limits: Limits = Limits()) -> Grade:
     """Run the program of a response. Raises ValueError for a gold answer that is no test.
 
     correct: every case passed. wrong: some failed. unparsed: no program, or one that does not compile. timed out: the limit came.
     """
     allow_long_integers()
+    demand_values_of_allclose()
     tests, entry_point, prelude = read_gold(gold)
     program = extract(response, entry_point)
     if program is None or len(program) > MAX_PROGRAM or "\x00" in program:
-        return Grade("unparsed", cases=(0, count(tests, entry_point)))
+        return Grade("unparsed", cases=(0, max(count(tests, entry_point), 1)))
     with Court(program, prelude, limits, run=isinstance(tests, list)) as court:
-        passed, total = _by_text(court, tests) if isinstance(tests, list) else _by_tests(court, tests, entry_point)
+        passed, total = _by_text(court, tests) if isinstance(tests, list) else _by_tests(court, tests, entry_point, prelude)
     if total == 0:
-        raise ValueError("a test program without a test case")
+        if count(tests, entry_point) == 0:
+            raise ValueError("a test program without a test case")
+        total = 1  # the program gave the tests nothing to go through
     if court.unreadable:
         return Grade("unparsed", program, cases=(0, total))
     outcome = "correct" if passed == total else "timed out" if court.late else "wrong"
@@ -141,20 +133,26 @@ def _parse(tests: str, entry_point: str) -> tuple[ast.Module, set[str]]:
     return tree, wanted | inside
 
 
-def _by_tests(court: "Court", tests: str, entry_point: str) -> tuple[int, int]:
+def _by_tests(court: Court, tests: str, entry_point: str, prelude: str) -> tuple[int, int]:
     tree, under_test = _parse(tests, entry_point)
     cases = Cases(court.over)
-    names = {name: Standin(court, name) for name in free_names(tests, entry_point)}
+    court.may_put_back = lambda: cases.bare_call
+    helpers: dict = {}
+    with suppress(Exception):  # what the prelude defines besides the function is the data set's, not the program's
+        exec(prelude, helpers)
+    names = {
+        name: helpers[name] if name in helpers and name != entry_point else Standin(court, name) for name in free_names(tests, entry_point)
+    }
     names |= {GUARD: cases, "__name__": "__main__"}
     code = take_apart(tree, under_test)
     try:
         exec(code, names)
     except BaseException:  # the tests broke off outside of any case: how many there would have been is not known
         return 0, max(cases.total, 1)
-    return cases.passed, cases.total
+    return cases.end()
 
 
-def _by_text(court: "Court", tests: list[tuple[str, str]]) -> tuple[int, int]:
+def _by_text(court: Court, tests: list[tuple[str, str]]) -> tuple[int, int]:
     passed = 0
     for given, wanted in tests:
         with suppress(Exception):
@@ -169,187 +167,30 @@ def count(tests, entry_point: str = "") -> int:
     tree, under_test = _parse(tests, entry_point)
     cases = Cases(lambda: True)
     names = {name: None for name in free_names(tests, entry_point)} | {GUARD: cases, "__name__": "__main__"}
-    with suppress(BaseException):
+    try:
         exec(take_apart(tree, under_test), names)
-    return max(cases.total, 1)
+    except BaseException:
+        return max(cases.total, 1)
+    return cases.total
 
 
-class Court:
-    """Keeps one player for a program, and a fresh one when it is gone. Use as a context manager."""
+def demand_values_of_allclose() -> None:
+    """In this process numpy's comparisons of floats fail where one side is empty and the other is not: [] is close to everything."""
+    import numpy as np
 
-    def __init__(self, program: str, prelude: str, limits: Limits, run: bool):
-        self.request = {"program": program, "prelude": prelude, "run": run}
-        self.limits = limits
-        self.deadline = time.monotonic() + OVERALL_SHARE * limits.timeout_s
-        self.process = self.channel = self.folder = None
-        self.life = 0  # numbers the players: an object of an earlier one is gone
-        self.broken: str | None = None  # why no player can be had: the program does not load
-        self.unreadable = self.late = False
-        self.held: list[str] = []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.stop()
-
-    def over(self) -> bool:
-        """True when nothing more is to be run."""
-        self.late |= time.monotonic() > self.deadline
-        return self.late or self.broken is not None
-
-    def ask(self, what: str, *args, **named):
-        """What the player made of it. Raises what the program raised, ProgramError when it is gone or was late."""
-        self._ready()
-        life = self.life
-
-        def outward(x):
-            if isinstance(x, Standin):
-                return {"remote": x.number(life)}
-            raise TypeError(f"a test passes a {type(x).__name__}, which cannot be handed to the program")
-
-        answer = self._exchange(
-            {"do": what, "args": [encode(a, outward) for a in args], "named": {k: encode(v, outward) for k, v in named.items()}}
-        )
-        with self._distrust():
-            value = decode(answer.get("value"), lambda n: Standin(self, None, life, int(n)))
-            changed = [decode(a, lambda n: None) for a in answer.get("args", ())]
-        if value is None:
-            for before, after in zip(args[1:], changed):
-                _put_back(before, after)
-        return value
-
-    def _ready(self) -> None:
-        if self.over():
-            raise ProgramError(self.broken or "no time is left")
-        if self.process is None:
-            self._start()
-            try:
-                self._exchange(self.request)
-            except Exception as e:
-                self.broken = str(e) or type(e).__name__
-                self.unreadable = isinstance(e, SyntaxError | ValueError)
-                raise ProgramError(self.broken) from None
-
-    def _start(self) -> None:
-        self.folder, self.life = tempfile.mkdtemp(prefix="player-"), self.life + 1
-        mine, theirs = socket.socketpair()
-        seconds = max(1.0, self.deadline - time.monotonic())
-        order = {"layers": self.limits.isolation, "seconds": seconds, "memory_mb": self.limits.memory_mb}
-        command = [sys.executable, "-m", "antisd_jax.rewards.player", str(theirs.fileno()), json.dumps(order)]
-        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"}
-        environment |= {"HOME": self.folder, "TMPDIR": self.folder, "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8"}
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        # A session of its own: a signal to "my group" would cross namespaces.
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, env=environment, pass_fds=[theirs.fileno()], start_new_session=True, **streams
-        )
-        theirs.close()
-        self.channel = mine
-        mine.settimeout(START_S)
-        self.held = receive(mine)["held"]
-
-    def _exchange(self, request: dict) -> dict:
-        nonce = secrets.token_hex(8)
-        left = min(CASE_SHARE * self.limits.timeout_s, self.deadline - time.monotonic())
-        try:
-            self.channel.settimeout(max(0.01, left))
-            send(self.channel, request | {"nonce": nonce})
-            answer = receive(self.channel)
-            if answer.pop("nonce", None) != nonce:
-                raise ValueError("an answer to no question")
-        except (OSError, ValueError, RecursionError) as e:
-            self.stop()
-            raise ProgramError(f"the program is gone: {e}") from None
-        if "raised" in answer:
-            raise _exception(answer)
-        return answer
-
-    def _distrust(self):
-        return _Distrust(self)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.channel.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.process = None
-
-
-class _Distrust:
-    """What goes wrong in here is an answer that was not well formed."""
-
-    def __init__(self, court: Court):
-        self.court = court
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if error is not None:
-            self.court.stop()
-            raise ProgramError(f"an answer that is no value: {type(error).__name__}") from None
-
-
-def _exception(answer: dict) -> BaseException:
-    """Python's own exception of that name, else ProgramError."""
-    name, text = str(answer["raised"]), str(answer.get("text", ""))
-    kind = getattr(__import__("builtins"), name, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with suppress(Exception):
-            return kind(text)
-    return ProgramError(f"{name}: {text}")
-
-
-def _put_back(before, after) -> None:
-    """An argument that the program changed in place."""
-    if type(before) is not type(after) or before == after:
+    if hasattr(np.isclose, "demanding"):
         return
-    if isinstance(before, list | bytearray):
-        before[:] = after
-    elif isinstance(before, dict | set):
-        before.clear()
-        before.update(after)
 
+    def demanding(compare, nothing):
+        def compared(a, b, *args, **named):
+            return compare(a, b, *args, **named) if (np.size(a) == 0) == (np.size(b) == 0) else nothing(a, b)
 
-class Standin:
-    """In the referee, one of the program's objects: a name of its, or what a call gave that is not plain."""
+        compared.demanding = True
+        return compared
 
-    def __init__(self, court: Court, name: str | None, life: int = 0, place: int = 0):
-        self._court, self._name, self._life, self._place = court, name, life, place
+    def refuse(a, b):
+        raise AssertionError(f"{np.size(a)} values against {np.size(b)}")
 
-    def number(self, life: int) -> int:
-        """Where the player keeps it."""
-        if self._name is not None and self._life != life:
-            found = self._court._exchange({"do": "name", "args": [self._name]})
-            self._life, self._place = life, int(found["value"]["remote"])
-        if self._life != life:
-            raise ProgramError("the program's object is gone")
-        return self._place
-
-    def __call__(self, *args, **named):
-        return self._court.ask("call", self, *args, **named)
-
-    def __getattr__(self, name):
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self._court.ask("getattr", self, name)
-
-    def __getitem__(self, key):
-        return self._court.ask("getitem", self, key)
-
-    def __bool__(self):
-        return self._court.ask("bool", self)
-
-    def __len__(self):
-        return self._court.ask("len", self)
-
-    def __iter__(self):
-        return self._court.ask("iter", self)
-
-    def __next__(self):
-        return self._court.ask("next", self)
-
-    def __str__(self):
-        return str(self._court.ask("str", self))
+    np.allclose = demanding(np.allclose, lambda a, b: False)
+    np.isclose = demanding(np.isclose, lambda a, b: np.False_)
+    np.testing.assert_allclose = demanding(np.testing.assert_allclose, refuse)

@@ -5,7 +5,8 @@ arguments and gives back what the program made of them. Frames are a length (fou
 the answer must repeat, so that nothing written to the socket ahead of time passes for an answer.
 """
 
-import io
+import atexit
+import contextlib
 import json
 import operator
 import os
@@ -14,11 +15,15 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
+import time
+import types
 
 from antisd_jax.rewards.isolate import lock_up
 from antisd_jax.rewards.values import allow_long_integers, decode, encode
 
 MAX_FRAME = 256 << 20  # bytes
+MAX_NESTING = 3000
 
 
 def send(channel: socket.socket, message: dict) -> None:
@@ -26,20 +31,30 @@ def send(channel: socket.socket, message: dict) -> None:
     channel.sendall(struct.pack("!I", len(data)) + data)
 
 
-def receive(channel: socket.socket) -> dict:
-    """Raises OSError when the other side is gone or late, ValueError when the frame is no answer of ours."""
-    (size,) = struct.unpack("!I", _exactly(channel, 4))
+def receive(channel: socket.socket, deadline: float | None = None) -> dict:
+    """The next frame, before the deadline (of time.monotonic) where there is one.
+
+    Raises OSError when the other side is gone or late, ValueError or RecursionError when the frame is no answer of ours.
+    """
+    (size,) = struct.unpack("!I", _exactly(channel, 4, deadline))
     if size > MAX_FRAME:
         raise ValueError(f"a frame of {size} bytes")
-    message = json.loads(_exactly(channel, size))
+    data, limit = _exactly(channel, size, deadline), sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(min(limit, MAX_NESTING))  # a test may have raised it: a deep frame would overflow the C stack
+        message = json.loads(data)
+    finally:
+        sys.setrecursionlimit(limit)
     if not isinstance(message, dict):
         raise ValueError("no object")
     return message
 
 
-def _exactly(channel: socket.socket, size: int) -> bytes:
+def _exactly(channel: socket.socket, size: int, deadline: float | None) -> bytes:
     parts = []
     while size:
+        if deadline is not None:
+            channel.settimeout(max(0.001, deadline - time.monotonic()))
         part = channel.recv(min(size, 1 << 20))
         if not part:
             raise ConnectionError("closed")
@@ -61,10 +76,11 @@ def load(program: str, prelude: str, run: bool) -> dict:
             pass
     if code is None:
         code = compile(program, "program.py", "exec")
-    names = {"__name__": "__main__" if run else "program", "__code__": code}
+    module = types.ModuleType("program")
+    sys.modules["program"] = module  # dataclasses and pickle look there
     if not run:
-        exec(code, names)
-    return names
+        exec(code, module.__dict__)
+    return module.__dict__ | {"__code__": code}
 
 
 def run_text(code, text: str, source, printed) -> str:
@@ -77,14 +93,21 @@ def run_text(code, text: str, source, printed) -> str:
         file.seek(0)
     os.dup2(source.fileno(), 0)
     os.dup2(printed.fileno(), 1)
-    sys.stdin, sys.stdout = io.TextIOWrapper(io.FileIO(0, closefd=False)), io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     try:
         exec(code, {"__name__": "__main__"})
     except SystemExit as e:
         if e.code not in (None, 0):
             raise
     finally:
-        sys.stdout.flush()
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        for stream in {sys.stdout, sys.__stdout__}:
+            with contextlib.suppress(ValueError):  # closed by the program
+                stream.flush()
     printed.seek(0)
     return printed.read(MAX_FRAME // 8).decode(errors="replace")
 
@@ -111,7 +134,20 @@ class Player:
             value = args[0](*args[1:], **named)
             changed = {"args": [encode(a, self.keep) for a in args[1:]]} if value is None else {}
             return {"value": encode(value, self.keep)} | changed
-        verbs = {"getattr": getattr, "getitem": operator.getitem, "len": len, "iter": iter, "next": next, "str": str, "bool": bool}
+        if what == "equal":
+            return {"value": bool(args[0] == args[1])}
+        verbs = {
+            "getattr": getattr,
+            "setattr": setattr,
+            "getitem": operator.getitem,
+            "setitem": operator.setitem,
+            "repr": repr,
+            "len": len,
+            "iter": iter,
+            "next": next,
+            "str": str,
+            "bool": bool,
+        }
         return {"value": encode(verbs[what](*args), self.keep)}
 
 
@@ -137,11 +173,12 @@ def main() -> None:
 
 
 def _raised(e: BaseException) -> dict:
+    """Its name, the nearest of Python's own exceptions among its bases, and its arguments where they are plain."""
+    base = next((k.__name__ for k in type(e).__mro__ if k.__module__ == "builtins"), "Exception")
     try:
-        text = str(e)[:300]
+        return {"raised": type(e).__name__, "base": base, "args": encode(list(e.args))}
     except BaseException:
-        text = ""
-    return {"raised": type(e).__name__, "text": text}
+        return {"raised": type(e).__name__, "base": base, "args": []}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,17 @@ from itertools import chain, islice
 
 MAX_DIGITS = 20_000  # of an integer in decimal; longer ones cross in hexadecimal, which is read in linear time
 MANY = 100_000  # values in tuples, from where they are sent as a table
+MAX_RANGE = 10_000_000  # values of a range
 MAX_TABLE = 1 << 30  # bytes of a table's indices
 _SCALARS = {int, float, str, bool, type(None)}
+
+
+def _bounded(x, ok):
+    """x, unless computing with it would take for ever."""
+    if not ok(x):
+        raise ValueError(f"a {type(x).__name__} beyond its bound")
+    return x
+
 
 # type, its name on the wire, to JSON-able parts, back from them. Subclasses stand before their bases.
 _TYPES = (
@@ -27,20 +36,27 @@ _TYPES = (
     (set, "set", list, set),
     (frozenset, "frozenset", list, frozenset),
     (deque, "deque", list, deque),
-    (range, "range", lambda x: [x.start, x.stop, x.step], lambda p: range(*p)),
+    (
+        range,
+        "range",
+        lambda x: [x.start, x.stop, x.step],
+        lambda p: _bounded(range(*p), lambda x: abs(x.stop - x.start) <= MAX_RANGE * abs(x.step)),
+    ),
     (type({}.keys()), "set", list, set),
     (type({}.values()), "list", list, list),
     (type({}.items()), "set", list, set),
     (complex, "complex", lambda x: [x.real, x.imag], lambda p: complex(*p)),
     (bytes, "bytes", lambda x: x.hex(), bytes.fromhex),
     (bytearray, "bytearray", lambda x: x.hex(), bytearray.fromhex),
-    (Decimal, "Decimal", str, Decimal),
+    (Decimal, "Decimal", str, lambda p: _bounded(Decimal(p), lambda x: not x.is_finite() or abs(x.adjusted()) <= MAX_DIGITS)),
     (Fraction, "Fraction", lambda x: [x.numerator, x.denominator], lambda p: Fraction(*p)),
     (datetime.datetime, "datetime", lambda x: x.isoformat(), datetime.datetime.fromisoformat),
     (datetime.date, "date", lambda x: x.isoformat(), datetime.date.fromisoformat),
     (datetime.time, "time", lambda x: x.isoformat(), datetime.time.fromisoformat),
     (datetime.timedelta, "timedelta", lambda x: [x.days, x.seconds, x.microseconds], lambda p: datetime.timedelta(*p)),
 )
+# Arrays arrive in the widest type of their kind: a half-precision infinity would equal every number above 65,520.
+_ARRAYS = {"b": bool, "i": "int64", "u": "uint64", "f": "float64", "c": "complex128", "U": str, "S": bytes}
 _BACK = {name: back for _, name, _, back in _TYPES}
 
 
@@ -64,8 +80,10 @@ def encode(x, other=None):
         if isinstance(x, kind):
             return {name: encode(parts(x), other)}
     if type(x).__module__ == "numpy":
-        if hasattr(x, "dtype") and x.dtype.kind in "biufcUS":
-            return encode(x.item(), other) if not hasattr(x, "__len__") else {"array": [encode(x.tolist(), other), str(x.dtype)]}
+        if hasattr(x, "dtype") and x.dtype.kind in _ARRAYS:
+            if not getattr(x, "shape", ()):
+                return encode(x.item(), other)
+            return {"array": [encode(x.ravel().tolist(), other), x.dtype.kind, list(x.shape)]}
     if other is not None:
         return other(x)
     raise NotPlain(f"{type(x).__name__} is not a plain value")
@@ -127,8 +145,8 @@ def decode(x, other=None):
     if name == "array":
         import numpy as np
 
-        values, dtype = parts
-        return np.array(decode(values, other), dtype=np.dtype(dtype))
+        values, kind, shape = parts
+        return np.array(decode(values, other), dtype=_ARRAYS[kind]).reshape([int(n) for n in shape] or [-1])
     if name == "remote" and other is not None:
         return other(parts)
     if name not in _BACK:

@@ -30,8 +30,9 @@ def load(config: dict):
         import numpy  # noqa: F401  (tests compare with it)
 
         from antisd_jax.rewards import code
+        from antisd_jax.rewards.court import Limits
 
-        limits = code.Limits(config["timeout_s"], config["memory_mb"], tuple(config["isolation"]))
+        limits = Limits(config["timeout_s"], config["memory_mb"], tuple(config["isolation"]))
         return partial(code.grade, limits=limits), code.describe(limits, config["isolation_required"])
     from antisd_jax.rewards.countdown import grade
 
