@@ -1,4 +1,4 @@
-"""The command line: antisd train | evaluate | table | score | grade | check | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | generate | evaluate | table | score | grade | check | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -10,6 +10,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd report RUN                           write RUN/report.html again
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
        antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
+       antisd generate --model=DIR --input=FILE.jsonl --output=FILE.jsonl    responses with log-probs to given prompts
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
        antisd check --data=NAME,NAME,…               are data sets fit for their grader?
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             "score": _score,
             "grade": _grade,
             "check": _check,
+            "generate": _generate,
             "evaluate": _evaluate,
             "table": _table,
             "convert": _convert,
@@ -81,6 +83,13 @@ def _options(args: list[str]) -> list[str]:
         if not option.startswith("--") or "=" not in option:
             raise UserError(f"{option}: options are written --key=value")
     return [option.removeprefix("--") for option in args]
+
+
+def _generate(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.generate_file import GenerateConfig, generate_file
+
+    generate_file(config.parse(GenerateConfig, [], _options(args)))
 
 
 def _score(args: list[str]) -> None:

@@ -24,7 +24,7 @@ from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import STATISTICS, Gate
 from antisd_jax.objective.loss import AGGREGATIONS
 from antisd_jax.rewards.pool import RewardConfig
-from antisd_jax.rollout.sampling import Sampling
+from antisd_jax.rollout.sampling import RolloutConfig, Sampling
 from antisd_jax.text.data import DataConfig
 from antisd_jax.text.prompt import PromptConfig
 from antisd_jax.watchdog import MODES, WatchdogConfig
@@ -86,6 +86,7 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     lengths: Lengths = field(default_factory=Lengths)
     sampling: Sampling = field(default_factory=Sampling)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     method: Method = field(default_factory=Method)
     optim: OptimConfig = field(default_factory=OptimConfig)

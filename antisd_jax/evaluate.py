@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import jax
 import numpy as np
 
 from antisd_jax.errors import UserError
@@ -21,6 +20,7 @@ from antisd_jax.steps import Policy, judge, roll_out
 from antisd_jax.text.data import Benchmark, benchmark
 from antisd_jax.text.rows import Problem
 
+WAVES = 4  # slotfuls of samples that are generated before any of them are graded and written down
 DRAWS = 1000  # of a bootstrap
 
 
@@ -103,17 +103,16 @@ def majority(grades: list[Grade]) -> float:
 
 
 def generate_rows(policy: Policy, weights, problems: list[Problem], k: int, config: EvalConfig, key, pool: Pool, rows: int) -> Iterator:
-    """A row for every generation, k a problem, a list of them at a time; `rows` sequences are sampled together.
+    """A row for every generation, k a problem, a list of them at a time; `rows` sequences are in flight together.
 
     A row depends on its problem and its number alone: problems can be done in any order, and in parts.
     """
-    policy = replace(policy, responses=config.response or policy.responses)
     ways = rows_per_step(policy.mesh)
-    size = -(-max(1, rows // k) // ways) * ways
+    policy = replace(policy, responses=config.response or policy.responses, slots=-(-max(rows, k) // ways) * ways)
+    size = max(1, WAVES * policy.slots // k)
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
-        filled = part + [part[0]] * (size - len(part))  # one shape, hence one compiled program; the filling is dropped
-        rollouts = jax.tree.map(lambda x, n=len(part): x[:n], roll_out(policy, weights, filled, k, key, config.sampling))
+        rollouts, _ = roll_out(policy, weights, part, k, key, config.sampling)
         said, grades, _ = judge(policy, pool, part, rollouts)
         yield [_row(p, j, said[i][j], grades[i][j], rollouts, i) for i, p in enumerate(part) for j in range(k)]
 

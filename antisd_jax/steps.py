@@ -23,7 +23,7 @@ from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.pool import Pool
-from antisd_jax.rollout.engine import generate
+from antisd_jax.rollout.engine import Tally, generate
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import score
 from antisd_jax.text.prompt import Context, Prompts, load_tokenizer
@@ -45,6 +45,7 @@ class Policy:
     responses: int  # R
     micro_rows: int
     dtype: str
+    slots: int = 0  # samples in flight; 0: all of a step's
 
 
 def model_folder(path: str, revision: str) -> Path:
@@ -75,6 +76,7 @@ def build_policy(config) -> tuple[Policy, Path]:
         responses=config.lengths.response,
         micro_rows=config.optim.micro_rows,
         dtype=config.model.dtype,
+        slots=config.rollout.slots,
     )
     rows, micro = micro_shape(policy, config.problems * config.samples)
     if rows // micro % config.optim.minibatches:
@@ -89,31 +91,29 @@ def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], in
     return kept, max((len(p.prompt_ids) for p in problems if len(p.prompt_ids) > policy.prompt_budget), default=0)
 
 
-def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling) -> Rollouts:
+def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling) -> tuple[Rollouts, Tally]:
     """G = `group` responses to each problem, on the host. A problem that stands twice in the list gets fresh samples."""
-    ids = [p.prompt_ids for p in problems]
-    prompts = np.zeros((len(ids), policy.prompt_budget), np.int32)
-    for row, prompt in zip(prompts, ids):
-        row[: len(prompt)] = prompt
+    prompts = np.zeros((len(problems), policy.prompt_budget), np.int32)
+    for row, p in zip(prompts, problems):
+        row[: len(p.prompt_ids)] = p.prompt_ids
     indices = [p.index for p in problems]
     repeats = np.array([indices[:i].count(n) for i, n in enumerate(indices)])
     samples = repeats[:, None] * group + np.arange(group)
-    arrays = (prompts, np.array([len(i) for i in ids], np.int32), np.array(indices, np.uint32), samples.astype(np.uint32))
-    prompts, lengths, indices, samples = place_rows(policy.mesh, arrays, axis=0)
-    out = generate(
+    return generate(
         weights,
         prompts,
-        lengths,
+        np.array([len(p.prompt_ids) for p in problems], np.int32),
         key,
-        indices,
-        samples,
+        np.array(indices, np.uint32),
+        samples.astype(np.uint32),
         c=policy.model,
         responses=policy.responses,
         sampling=sampling,
         stop=policy.stop,
         dtype=policy.dtype,
+        ways=rows_per_step(policy.mesh),
+        slots=policy.slots,
     )
-    return jax.device_get(out)
 
 
 def judge(policy: Policy, pool: Pool, problems: list[Problem], rollouts: Rollouts):

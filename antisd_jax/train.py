@@ -82,7 +82,7 @@ def loop(run: Run, at: Place) -> None:
         problems = run.order.take(at.cursor, c.problems)
         at.step, at.cursor = step, at.cursor + c.problems
         with clock.time("gen"):
-            rollouts = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
+            rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
         with clock.time("reward"):
             said, grades, rewards = judge(policy, run.pool, problems, rollouts)
         with clock.time("teacher"):
@@ -100,7 +100,7 @@ def loop(run: Run, at: Place) -> None:
             at.state, updates = learn(policy, at.state, batch, lam, c, step)
         student = old or flat(updates[0].student, rewards.size)
         values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
-        values |= gate_metrics(gate, at.gate, h, lam) | {"data/epoch": at.cursor / len(run.order.problems)}
+        values |= gate_metrics(gate, at.gate, h, lam) | tally.metrics() | {"data/epoch": at.cursor / len(run.order.problems)}
         if c.eval.every and (step % c.eval.every == 0 or step == c.steps):
             values |= measure(run, at)
         run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))

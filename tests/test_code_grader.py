@@ -351,7 +351,15 @@ def test_a_run_on_programs_is_rewarded_by_cases(tmp_path):
     )
     make(str(data), tmp_path / "model", vocab=400, width=32)
     options = [f"output={tmp_path / 'run'}", f"model.path={tmp_path / 'model'}", f"data.path={data}", f"eval.data={held_out}", "steps=1"]
-    options += ["problems=8", "samples=2", "lengths.prompt=200", "lengths.context=400", "lengths.response=16", "mesh.fsdp=2"]
+    options += [
+        "problems=8",
+        "samples=2",
+        "lengths.prompt=200",
+        "lengths.context=400",
+        "lengths.response=16",
+        "mesh.fsdp=2",
+        "eval.limit=4",
+    ]
     train(config.load([str(ROOT / "configs" / "code.yaml")], options))
     row = read_jsonl(tmp_path / "run" / "metrics.jsonl")[1]
     assert row["critic/rewards/mean"] == 0.0 and row["eval/held_out/cases"] == 0.0 and row["antisd/context/feedback"] == 1.0

@@ -65,7 +65,7 @@ def test_greedy_decoding_says_the_same_64_tokens(pair):
     lengths = np.array([40, 17, 33])
     prompts = np.where(np.arange(40) < lengths[:, None], TOKENS[:, :40], 0)
     ids = np.arange(3, dtype=np.uint32)
-    got = generate(
+    got, _ = generate(
         weights, prompts, lengths, jax.random.key(0), ids, ids[:, None], c=c, responses=64, sampling=Sampling(temperature=0.0), stop=(999,)
     )
     assert len(set(np.asarray(got.tokens).reshape(-1).tolist())) > (2 if c.tied else 20)

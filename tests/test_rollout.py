@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from antisd_jax.arrays import named_key
 from antisd_jax.model.decoder import forward
 from antisd_jax.model.parameters import declare
-from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, place_rows
-from antisd_jax.rollout.engine import generate
-from antisd_jax.rollout.sampling import Sampling, sample_token, truncate
+from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, rows_per_step, use_mesh
+from antisd_jax.rollout.cache import columns, size_bytes
+from antisd_jax.rollout.engine import Books, generate
+from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
 from antisd_jax.score import score
 from antisd_jax.types import Rows
 
@@ -30,7 +33,7 @@ def sample(model, weights, prompts=PROMPTS, ids=IDS, key=None, s=Sampling(), sto
     tokens, lengths = arrays(prompts)
     samples = np.tile(np.arange(group, dtype=np.uint32), (len(prompts), 1))
     key = named_key(0, 1, "sample") if key is None else key
-    return jax.device_get(generate(weights, tokens, lengths, key, ids, samples, c=model, responses=R, sampling=s, stop=stop))
+    return generate(weights, tokens, lengths, key, ids, samples, c=model, responses=R, sampling=s, stop=stop)[0]
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -78,6 +81,77 @@ def test_a_rollout_does_not_depend_on_its_place_in_the_batch(model, weights):
     assert (alone.tokens[0] == whole.tokens[1]).all()
 
 
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_slots_that_are_refilled_say_the_same(model, weights, slots):
+    """12 samples through fewer slots: samples enter at other columns, beside other neighbours."""
+    whole, tally = long(model, weights)
+    refilled, few = long(model, weights, slots=slots)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(refilled)):
+        assert np.allclose(a, b, atol=1e-5) if a.dtype == np.float32 else (a == b).all()
+    assert whole.stopped.any() and not whole.stopped.all()
+    assert few.generated == tally.generated == whole.lengths.sum() and few.visits > tally.visits
+    assert few.cache_bytes < tally.cache_bytes
+
+
+def long(model, weights, slots=0, **options):
+    """Up to 150 tokens: several numbers of columns, samples that end at any time, slots moved together at the end."""
+    tokens, lengths = arrays(PROMPTS)
+    samples = np.tile(np.arange(G, dtype=np.uint32), (len(PROMPTS), 1))
+    given = dict(c=model, responses=150, sampling=Sampling(1.5), stop=(0, 9), slots=slots) | options
+    return generate(weights, tokens, lengths, named_key(0, 1, "sample"), IDS, samples, **given)
+
+
+def test_every_sample_is_told_once_when_it_ends(model, weights):
+    told = {}
+    out, _ = long(model, weights, slots=5, on_end=lambda p, g, tokens: told.setdefault((p, g), []).append(tokens.tolist()))
+    assert told == {(p, g): [out.tokens[p, g, : out.lengths[p, g]].tolist()] for p, g in np.ndindex(len(PROMPTS), G)}
+
+
+def test_log_probs_stay_the_scorers_over_many_columns(model, weights):
+    out, _ = long(model, weights, slots=5)
+    rows = np.zeros((1, 12, 156), np.int32)
+    lengths = np.zeros((2, 1, 12), np.int32)
+    for i, (p, g) in enumerate(np.ndindex(len(PROMPTS), G)):
+        row = PROMPTS[p] + out.tokens[p, g, : out.lengths[p, g]].tolist()
+        rows[0, i, : len(row)] = row
+        lengths[:, 0, i] = len(PROMPTS[p]), out.lengths[p, g]
+    scores = score(weights, Rows(rows, *lengths), 1.5, c=model, responses=150)
+    mask = np.arange(150) < out.lengths.reshape(-1, 1)
+    assert np.abs(np.asarray(scores.logprobs[0]) - out.logprobs.reshape(-1, 150))[mask].max() < 1e-4
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_the_books_bring_every_sample_once_whatever_ends_when(data):
+    problems, group, ways = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2, 4]))
+    slots = ways * data.draw(st.integers(1, 12))
+    queue, seen, moves = Books(problems, group, ways, slots), [], 0
+    for _ in range(1000):
+        fresh = queue.seat()
+        seen += [queue.where(shard, queue.seats[shard, seat]) for shard, seat in np.argwhere(fresh)]
+        if not queue.busy.any():
+            break
+        before = sorted(map(tuple, np.argwhere(queue.busy) * [1, 0] + queue.seats[queue.busy][:, None] * [0, 1]))
+        if queue.together() is not None:
+            moves += 1
+            assert before == sorted(map(tuple, np.argwhere(queue.busy) * [1, 0] + queue.seats[queue.busy][:, None] * [0, 1]))
+        ends = np.array(data.draw(st.lists(st.booleans(), min_size=queue.seats.size, max_size=queue.seats.size)))
+        queue.seats[ends.reshape(queue.seats.shape)] = -1
+    assert sorted(seen) == [(p, g) for p in range(problems) for g in range(group)]
+    assert all(len(shard) == 0 for shard in queue.coming)
+
+
+def test_columns_grow_in_steps_of_a_half_and_a_third():
+    assert [columns(n) for n in (1, 128, 129, 192, 193, 300, 385, 16_384, 16_385)] == [128, 128, 192, 192, 256, 384, 512, 16_384, 24_576]
+
+
+def test_the_cache_is_as_large_as_the_plan_says(model, weights):
+    out, tally = long(model, weights, slots=4)
+    assert tally.cache_bytes == size_bytes(model, 4, columns(6 + 150 + 16), "float32") or tally.cache_bytes in [
+        size_bytes(model, 4, columns(n), "float32") for n in range(128, 400)
+    ]
+
+
 def test_steps_problems_and_samples_draw_differently(model, weights):
     a, b = sample(model, weights), sample(model, weights, key=named_key(0, 2, "sample"))
     assert (a.tokens != b.tokens).any()
@@ -115,9 +189,22 @@ def test_the_same_tokens_on_every_mesh(model, weights, mesh):
     mesh = make_mesh(mesh)
     placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
     tokens, lengths = arrays(PROMPTS)
-    rows = place_rows(mesh, (tokens, lengths, IDS, np.tile(np.arange(G, dtype=np.uint32), (4, 1))), axis=0)
-    out = generate(placed, *rows[:2], named_key(0, 1, "sample"), *rows[2:], c=model, responses=R, sampling=Sampling(), stop=(0,))
-    assert (np.asarray(out.tokens) == sample(model, weights).tokens).all()
+    samples = np.tile(np.arange(G, dtype=np.uint32), (4, 1))
+    with use_mesh(mesh):
+        out, _ = generate(
+            placed,
+            tokens,
+            lengths,
+            named_key(0, 1, "sample"),
+            IDS,
+            samples,
+            c=model,
+            responses=R,
+            sampling=Sampling(),
+            stop=(0,),
+            ways=rows_per_step(mesh),
+        )
+    assert (out.tokens == sample(model, weights).tokens).all()
 
 
 def kept(probs, **changes):
@@ -132,6 +219,20 @@ def test_truncation_by_hand():
     assert kept(probs, top_p=0.51) == [False, True, False, True]
     assert kept(probs, min_p=0.15) == [True, True, False, True]
     assert kept(probs, top_k=100) == [True] * 4
+
+
+@pytest.mark.parametrize("n", [1, 3, 64, 65, 200])
+def test_look_up_against_float64(n):
+    """The first index whose cumulated weight passes u; never one of weight 0, not even at the ends."""
+    rng = np.random.default_rng(n)
+    weights = (rng.random(n) * (rng.random(n) < 0.5)).astype(np.float32)
+    weights[rng.integers(n)] = 0.3
+    us = np.concatenate([rng.random(300), [0.0, 1 - 2**-24]]).astype(np.float32)
+    found = np.asarray(jax.vmap(lambda u: look_up(jnp.array(weights), u))(us))
+    cumulated = np.cumsum(weights.astype(np.float64))
+    expected = np.searchsorted(cumulated, us.astype(np.float64) * cumulated[-1], side="right")
+    near = np.abs(cumulated[:, None] - us * cumulated[-1]).min(axis=0) < 1e-5
+    assert (weights[found] > 0).all() and (near | (found == expected)).all()
 
 
 def test_draws_follow_the_distribution():

@@ -93,7 +93,7 @@ def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(me
     policy, source = build_policy(replace(c, mesh=MeshConfig(8)))
     weights = hf.load_weights(source, policy.model, policy.mesh)
     problems = prompted(policy, load(c.data, "data"))[0][:32]
-    rollouts = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
+    rollouts, _ = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
     with Pool(c.reward) as pool:
         said, grades, rewards = judge(policy, pool, problems, rollouts)
     assert 0.07 <= rewards.mean() <= 0.4

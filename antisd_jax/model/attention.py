@@ -119,27 +119,20 @@ def _chunk(q, k, v, offset, window):
     return jnp.einsum("bkqs,bksc->bkqc", weights, v).reshape(b, kv, x, n, c)
 
 
-def decode_attention(q, prompt_kv, response_kv, prompt_lengths, step, window: int | None = None):
-    """One new token a sample against its problem's prompt and its own response so far.
+def decode_attention(q, stored, recent, seen):
+    """One new token a row against its stored columns and the recent ones.
 
-    q [P G H C]; prompt k, v [P S K C], shared by the G samples; response k, v [P G R K C], filled up to and including
-    `step`; prompt_lengths [P] → [P G H C]. Scores and softmax in float32.
+    q [S H C]; stored and recent: (keys [S K C B], values [S K B C]), B columns each; seen [S B + B'] says which columns of
+    both, in that order, belong to the row → [S H C]. Scores and softmax in float32. Keys stand with their channels outside:
+    a score is then a sum over contiguous columns.
     """
-    p, g, h, c = q.shape
-    (pk, pv), (rk, rv) = prompt_kv, response_kv
-    kv = pk.shape[2]
-    q = (q * c**-0.5).reshape(p, g, kv, h // kv, c)
+    s, h, c = q.shape
+    (sk, sv), (rk, rv) = stored, recent
+    kv = sk.shape[1]
+    q = (q * c**-0.5).reshape(s, kv, h // kv, c)
     f32 = dict(preferred_element_type=jnp.float32)
-    on_prompt = jnp.einsum("pgknc,pskc->pgkns", q, pk, **f32)
-    on_response = jnp.einsum("pgknc,pgrkc->pgknr", q, rk, **f32)
-    place, index = jnp.arange(pk.shape[1]), jnp.arange(rk.shape[2])
-    in_prompt, in_response = place < prompt_lengths[:, None], index <= step
-    if window is not None:
-        in_prompt &= prompt_lengths[:, None] + step - place < window
-        in_response &= step - index < window
-    on_prompt = jnp.where(in_prompt[:, None, None, None, :], on_prompt, HIDDEN)
-    on_response = jnp.where(in_response, on_response, HIDDEN)
-    weights = jax.nn.softmax(jnp.concatenate([on_prompt, on_response], axis=-1), axis=-1).astype(q.dtype)
-    w_prompt, w_response = jnp.split(weights, [pk.shape[1]], axis=-1)
-    out = jnp.einsum("pgkns,pskc->pgknc", w_prompt, pv) + jnp.einsum("pgknr,pgrkc->pgknc", w_response, rv)
-    return out.reshape(p, g, h, c)
+    scores = [jnp.einsum("skgc,skcb->skgb", q, keys, **f32) for keys in (sk, rk)]
+    scores = jnp.where(seen[:, None, None], jnp.concatenate(scores, axis=-1), HIDDEN)
+    on_stored, on_recent = jnp.split(jax.nn.softmax(scores, axis=-1).astype(q.dtype), [sk.shape[3]], axis=-1)
+    out = jnp.einsum("skgb,skbc->skgc", on_stored, sv) + jnp.einsum("skgb,skbc->skgc", on_recent, rv)
+    return out.reshape(s, h, c)

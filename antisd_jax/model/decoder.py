@@ -5,6 +5,7 @@ F feed-forward width, L layers, E experts, P problems, G samples a problem, S pr
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
-from antisd_jax.model.attention import attention, decode_attention
+from antisd_jax.model.attention import attention
 from antisd_jax.model.moe import load, mixture, route
 from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights
 from antisd_jax.model.rope import rotate
@@ -119,28 +120,42 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     return rms_norm(x, weights.norm, c.norm_eps), kept
 
 
-def decode_step(c: ModelConfig, weights: Weights, tokens, step, prompt_lengths, prompt_kv, response_kv, dtype=jnp.float32):
-    """Append one token to every sample and give the hidden state that predicts the next.
+@struct.dataclass
+class DecodeWeights:
+    """Weights as decoding reads them: a layer's arrays stand by themselves, since slices of a stack would be copied at every token."""
 
-    tokens [P G] stand at response index `step`; prompt_kv two arrays [L P S K C]; response_kv a list of (k, v),
-    each [P G R K C], one pair a layer → (hidden [P G D], response_kv with index `step` filled in).
-    Layers are unrolled: a cache carried through a scan would be copied at every layer.
+    embedding: Any  # [V D]
+    output: Any  # [V D]
+    norm: Any  # [D]
+    layers: list  # of Layers without their leading dimension
+
+
+def unstacked(c: ModelConfig, weights: Weights, dtype) -> DecodeWeights:
+    """Copies in the dtype of decoding. Norm scales keep theirs."""
+
+    def cast(a):
+        return a.astype(dtype) if a.ndim > 1 else a
+
+    layers = [jax.tree.map(lambda a, i=i: cast(a[i]), weights.layers) for i in range(c.layers)]
+    return DecodeWeights(cast(weights.embedding), cast(weights.output), weights.norm, layers)
+
+
+def decode_step(c: ModelConfig, weights: DecodeWeights, tokens, positions, attend, dtype=jnp.float32):
+    """Append one token to every row and give the hidden state that predicts the next.
+
+    tokens, positions [S]; attend(i, kind, q [S H C], k [S K C], v [S K C]) → ([S H C], what layer i keeps) is the cache's part.
+    → (hidden [S D], the list of what the layers kept).
     """
-    p, g = tokens.shape
-    positions = jnp.broadcast_to(prompt_lengths[:, None] + step, (p, g))
-    real = jnp.ones((p, g), bool)
-    x = weights.embedding.astype(dtype)[tokens]
-    filled = []
-    for i, (rk, rv) in enumerate(response_kv):
+    real = jnp.ones(tokens.shape, bool)
+    x, kept = weights.embedding[tokens].astype(dtype), []
+    for i, w in enumerate(weights.layers):
         kind = c.kinds[i % len(c.kinds)]
+        x, stored, _ = _block(c, kind, w, x[:, None], positions[:, None], real[:, None], partial(_one_token, attend, i, kind))
+        x = x[:, 0]
+        kept.append(stored)
+    return rms_norm(x, weights.norm, c.norm_eps), kept
 
-        def attend(q, k, v, i=i, rk=rk, rv=rv, kind=kind):
-            rk = jax.lax.dynamic_update_slice_in_dim(rk, k[:, :, None], step, axis=2)
-            rv = jax.lax.dynamic_update_slice_in_dim(rv, v[:, :, None], step, axis=2)
-            prompt = (prompt_kv[0][i], prompt_kv[1][i])
-            return decode_attention(q, prompt, (rk, rv), prompt_lengths, step, kind.window), (rk, rv)
 
-        w = jax.tree.map(lambda a, i=i: a[i], weights.layers)
-        x, kept, _ = _block(c, kind, w, x, positions, real, attend)
-        filled.append(kept)
-    return rms_norm(x, weights.norm, c.norm_eps), filled
+def _one_token(attend, i: int, kind: LayerKind, q, k, v):
+    out, kept = attend(i, kind, q[:, 0], k[:, 0], v[:, 0])
+    return out[:, None], kept

@@ -16,7 +16,7 @@ The data set's tests run in this process, which is limited and can be killed, bu
 import ast
 import json
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from antisd_jax.rewards.boxed import after_thought
 from antisd_jax.rewards.cases import GUARD, Cases, free_names, take_apart
@@ -84,7 +84,6 @@ def grade(response: str, gold: str, limits: Limits = Limits()) -> Grade:
     correct: every case passed. wrong: some failed. unparsed: no program, or one that does not compile. timed out: the limit came.
     """
     allow_long_integers()
-    demand_values_of_allclose()
     tests, entry_point, prelude = read_gold(gold)
     program = extract(response, entry_point)
     if program is None or len(program) > MAX_PROGRAM or "\x00" in program:
@@ -146,7 +145,8 @@ def _by_tests(court: Court, tests: str, entry_point: str, prelude: str) -> tuple
     names |= {GUARD: cases, "__name__": "__main__"}
     code = take_apart(tree, under_test)
     try:
-        exec(code, names)
+        with demanding_numpy():
+            exec(code, names)
     except BaseException:  # the tests broke off outside of any case: how many there would have been is not known
         return 0, max(cases.total, 1)
     return cases.end()
@@ -174,23 +174,25 @@ def count(tests, entry_point: str = "") -> int:
     return cases.total
 
 
-def demand_values_of_allclose() -> None:
-    """In this process numpy's comparisons of floats fail where one side is empty and the other is not: [] is close to everything."""
+@contextmanager
+def demanding_numpy():
+    """Meanwhile numpy's comparisons of floats fail where one side is empty and the other is not: [] is close to everything."""
     import numpy as np
-
-    if hasattr(np.isclose, "demanding"):
-        return
 
     def demanding(compare, nothing):
         def compared(a, b, *args, **named):
             return compare(a, b, *args, **named) if (np.size(a) == 0) == (np.size(b) == 0) else nothing(a, b)
 
-        compared.demanding = True
         return compared
 
     def refuse(a, b):
         raise AssertionError(f"{np.size(a)} values against {np.size(b)}")
 
+    before = np.allclose, np.isclose, np.testing.assert_allclose
     np.allclose = demanding(np.allclose, lambda a, b: False)
     np.isclose = demanding(np.isclose, lambda a, b: np.False_)
     np.testing.assert_allclose = demanding(np.testing.assert_allclose, refuse)
+    try:
+        yield
+    finally:
+        np.allclose, np.isclose, np.testing.assert_allclose = before

@@ -16,18 +16,51 @@ class Sampling:
     min_p: float = 0.0
 
 
+@dataclass(frozen=True)
+class RolloutConfig:
+    """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number."""
+
+    slots: int = 0
+
+
 def sample_token(key, logits, s: Sampling):
     """One token for one sample: logits [V] float32 → (id, log-prob under the untruncated distribution at temperature).
 
-    Gumbel-max, so the draw depends on the key and the logits alone. At T = 1 without truncation nothing is sorted.
+    One uniform number is looked up in the cumulated distribution, so the draw depends on the key and the logits alone, and noise
+    is made once a token, not once a word of the vocabulary. At T = 1 without truncation nothing is sorted.
     Greedy decoding reports the log-prob at temperature 1.
     """
     logits = logits / (s.temperature or 1.0)
     logp = jax.nn.log_softmax(logits)
-    kept = truncate(logp, s)
-    noise = jax.random.gumbel(key, logits.shape, jnp.float32) if s.temperature else 0.0
-    token = jnp.argmax(kept + noise)
+    if not s.temperature:
+        token = jnp.argmax(logits)
+    else:
+        token = look_up(jnp.exp(truncate(logp, s)), jax.random.uniform(key))
     return token.astype(jnp.int32), logp[token]
+
+
+BLOCK = 64
+
+
+def look_up(weights, u):
+    """The index at which the cumulated weights [V] pass the fraction u in [0, 1) of their sum; one of weight 0 never does.
+
+    In two levels, blocks and places in a block: cumulating a whole vocabulary is slow, and rounds in its last digits.
+    """
+    blocks = jnp.pad(weights, (0, -len(weights) % BLOCK)).reshape(-1, BLOCK)
+    sums = jnp.cumsum(blocks.sum(axis=1))
+    target = u * sums[-1]
+    block = _passed(sums, target)
+    inside = jnp.cumsum(blocks[block])
+    before = jnp.where(block > 0, sums[block - 1], 0.0)
+    return block * BLOCK + _passed(inside, target - before)
+
+
+def _passed(cumulated, target):
+    """The first index whose cumulated weight is above the target; where rounding leaves none, the last that adds anything."""
+    first = jnp.sum(cumulated <= target)
+    last = jnp.argmax(cumulated == cumulated[-1])
+    return jnp.minimum(first, last)
 
 
 def truncate(logp, s: Sampling):
