@@ -81,23 +81,23 @@ def test_a_rollout_does_not_depend_on_its_place_in_the_batch(model, weights):
     assert (alone.tokens[0] == whole.tokens[1]).all()
 
 
-@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("slots", [2, 5])
 def test_slots_that_are_refilled_say_the_same(model, weights, slots):
     """12 samples through fewer slots: samples enter at other columns, beside other neighbours."""
     whole, tally = long(model, weights)
     refilled, few = long(model, weights, slots=slots)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(refilled)):
         assert np.allclose(a, b, atol=1e-5) if a.dtype == np.float32 else (a == b).all()
-    assert whole.stopped.any() and not whole.stopped.all()
-    assert few.generated == tally.generated == whole.lengths.sum() and few.visits > tally.visits
+    assert whole.stopped.any() and np.ptp(whole.lengths) > 20
+    assert few.generated == tally.generated == whole.lengths.sum() and few.visits >= tally.visits
     assert few.cache_bytes < tally.cache_bytes
 
 
 def long(model, weights, slots=0, **options):
-    """Up to 150 tokens: several numbers of columns, samples that end at any time, slots moved together at the end."""
+    """Up to 130 tokens: two numbers of columns, samples that end at any time, slots moved together at the end."""
     tokens, lengths = arrays(PROMPTS)
     samples = np.tile(np.arange(G, dtype=np.uint32), (len(PROMPTS), 1))
-    given = dict(c=model, responses=150, sampling=Sampling(1.5), stop=(0, 9), slots=slots) | options
+    given = dict(c=model, responses=130, sampling=Sampling(1.5), stop=(0,), slots=slots) | options
     return generate(weights, tokens, lengths, named_key(0, 1, "sample"), IDS, samples, **given)
 
 
@@ -109,47 +109,49 @@ def test_every_sample_is_told_once_when_it_ends(model, weights):
 
 def test_log_probs_stay_the_scorers_over_many_columns(model, weights):
     out, _ = long(model, weights, slots=5)
-    rows = np.zeros((1, 12, 156), np.int32)
+    rows = np.zeros((1, 12, 136), np.int32)
     lengths = np.zeros((2, 1, 12), np.int32)
     for i, (p, g) in enumerate(np.ndindex(len(PROMPTS), G)):
         row = PROMPTS[p] + out.tokens[p, g, : out.lengths[p, g]].tolist()
         rows[0, i, : len(row)] = row
         lengths[:, 0, i] = len(PROMPTS[p]), out.lengths[p, g]
-    scores = score(weights, Rows(rows, *lengths), 1.5, c=model, responses=150)
-    mask = np.arange(150) < out.lengths.reshape(-1, 1)
-    assert np.abs(np.asarray(scores.logprobs[0]) - out.logprobs.reshape(-1, 150))[mask].max() < 1e-4
+    scores = score(weights, Rows(rows, *lengths), 1.5, c=model, responses=130)
+    mask = np.arange(130) < out.lengths.reshape(-1, 1)
+    assert np.abs(np.asarray(scores.logprobs[0]) - out.logprobs.reshape(-1, 130))[mask].max() < 1e-4
 
 
-@given(st.data())
+@given(
+    problems=st.integers(1, 9), group=st.integers(1, 4), ways=st.sampled_from([1, 2, 4]), seats=st.integers(1, 12), seed=st.integers(0, 99)
+)
 @settings(max_examples=200, deadline=None)
-def test_the_books_bring_every_sample_once_whatever_ends_when(data):
-    problems, group, ways = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4)), data.draw(st.sampled_from([1, 2, 4]))
-    slots = ways * data.draw(st.integers(1, 12))
-    queue, seen, moves = Books(problems, group, ways, slots), [], 0
-    for _ in range(1000):
-        fresh = queue.seat()
-        seen += [queue.where(shard, queue.seats[shard, seat]) for shard, seat in np.argwhere(fresh)]
-        if not queue.busy.any():
+def test_the_books_bring_every_sample_once_whatever_ends_when(problems, group, ways, seats, seed):
+    books, seen, rng = Books(problems, group, ways, ways * seats), [], np.random.default_rng(seed)
+
+    def seated():
+        return sorted((int(shard), int(books.seats[shard, seat])) for shard, seat in np.argwhere(books.busy))
+
+    while True:
+        fresh = books.seat()
+        seen += [books.where(int(shard), int(books.seats[shard, seat])) for shard, seat in np.argwhere(fresh)]
+        if not books.busy.any():
             break
-        before = sorted(map(tuple, np.argwhere(queue.busy) * [1, 0] + queue.seats[queue.busy][:, None] * [0, 1]))
-        if queue.together() is not None:
-            moves += 1
-            assert before == sorted(map(tuple, np.argwhere(queue.busy) * [1, 0] + queue.seats[queue.busy][:, None] * [0, 1]))
-        ends = np.array(data.draw(st.lists(st.booleans(), min_size=queue.seats.size, max_size=queue.seats.size)))
-        queue.seats[ends.reshape(queue.seats.shape)] = -1
+        before = seated()
+        books.together()
+        assert seated() == before
+        books.seats[rng.random(books.seats.shape) < 0.3] = -1
     assert sorted(seen) == [(p, g) for p in range(problems) for g in range(group)]
-    assert all(len(shard) == 0 for shard in queue.coming)
+    assert not any(books.coming)
 
 
 def test_columns_grow_in_steps_of_a_half_and_a_third():
     assert [columns(n) for n in (1, 128, 129, 192, 193, 300, 385, 16_384, 16_385)] == [128, 128, 192, 192, 256, 384, 512, 16_384, 24_576]
 
 
-def test_the_cache_is_as_large_as_the_plan_says(model, weights):
-    out, tally = long(model, weights, slots=4)
-    assert tally.cache_bytes == size_bytes(model, 4, columns(6 + 150 + 16), "float32") or tally.cache_bytes in [
-        size_bytes(model, 4, columns(n), "float32") for n in range(128, 400)
-    ]
+def test_the_cache_is_as_large_as_it_is_said_to_be(model, weights):
+    """Columns for the prompt, what is written when the last two samples have said 112 tokens, and one visit more."""
+    _, tally = long(model, weights, slots=2, stop=(), limits=np.full((len(PROMPTS), G), 16))
+    assert tally.cache_bytes == size_bytes(model, 2, 128, "float32") == 2 * 2 * 2 * 2 * 8 * 128 * 4
+    assert tally.decoded == tally.generated == 12 * 16 and tally.visits == 6 and tally.prefilled == 12
 
 
 def test_steps_problems_and_samples_draw_differently(model, weights):
