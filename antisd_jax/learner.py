@@ -16,7 +16,7 @@ from antisd_jax.arrays import response_mask
 from antisd_jax.model.parameters import ModelConfig
 from antisd_jax.model.sharding import replicated
 from antisd_jax.objective.advantage import Term, token_advantage
-from antisd_jax.objective.loss import clipped_surrogate
+from antisd_jax.objective.loss import clipped_surrogate, importance_weight
 from antisd_jax.score import score_rows
 from antisd_jax.types import Batch, Scores, TrainState
 
@@ -34,6 +34,7 @@ class OptimConfig:
     clip_high: float = 0.2
     aggregation: str = "token_mean"  # of the loss: token_mean, sequence_mean, constant
     mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss
+    importance_cap: float = 0.0  # of the truncated importance weight between sampler and trainer (2 is usual); 0: no such weight
     minibatches: int = 1  # optimizer steps a batch; beyond 1 the ratio is taken against a scoring pass before them
     micro_rows: int = 64  # rows of one forward and backward pass, over all devices
     remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone)
@@ -94,6 +95,8 @@ def update(
         old = fixed if micro.old_logprobs is None else micro.old_logprobs
         advantage = token_advantage(micro.sequence_advantages, old, micro.teacher_logprobs, micro.term_weights, lam, term)
         weight = micro.loss_weights[:, None] * response_mask(micro.rows.response_lengths, responses)
+        if micro.sampled_logprobs is not None:
+            weight = weight * importance_weight(old, micro.sampled_logprobs, o.importance_cap)
         value, clipped = clipped_surrogate(scores.logprobs, old, advantage, weight, o.clip_low, o.clip_high)
         return value, (clipped, Scores(fixed, scores.entropies), load)
 

@@ -7,6 +7,8 @@ import jax
 from antisd_jax.arrays import CHUNK_TOKENS
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
+from antisd_jax.rollout.cache import columns, size_bytes
+from antisd_jax.rollout.engine import STEPS
 from antisd_jax.steps import Policy
 
 GIB = 2.0**30
@@ -15,15 +17,15 @@ GIB = 2.0**30
 def memory(config, policy: Policy) -> dict[str, float]:
     """Estimated bytes a device, by what they hold. Stated formulas, not measurements.
 
-    state: float32 weights, gradient and two moments, as the mesh divides them. cache: keys and values of one rollout batch,
-    prompts once a problem. activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
+    state: float32 weights, gradient and two moments, as the mesh divides them. decoding: the sampler's copy of the weights. cache: its
+    keys and values, when a response is at its longest. activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
     logits: one chunk's, with its probabilities and gradient.
     """
     m, mesh = policy.model, policy.mesh
     item = 2 if policy.dtype == "bfloat16" else 4
     ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
-    kv = 2 * m.layers * m.kv_heads * m.head_dim * item / tensor
-    rollouts = config.problems * config.samples / ways
+    slots = config.rollout.slots or config.problems * config.samples
+    longest = columns(policy.prompt_budget + policy.responses + STEPS)
     length = policy.context_budget + policy.responses
     tokens = max(policy.micro_rows / ways, 1) * length
     mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor
@@ -36,7 +38,8 @@ def memory(config, policy: Policy) -> dict[str, float]:
     shards = jax.tree.leaves(abstract(m, mesh))
     return {
         "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
-        "cache": kv * (rollouts * policy.responses + config.problems / ways * policy.prompt_budget),
+        "decoding": item * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
+        "cache": size_bytes(m, slots, longest, policy.dtype) / ways / tensor,
         "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
         "activations": tokens * item * (m.layers * (m.width + kept) + layer),
     }

@@ -116,6 +116,22 @@ def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, 
     )
 
 
+def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollouts, temperature: float, bound: float) -> str:
+    """Re-score what was sampled by the scorer; a sentence with mean and largest |Δ log-prob|.
+
+    Raises UserError when the mean is above the bound: training would ascend another policy's gradient. The rows are as long as the
+    teacher's, so that no program is compiled for it.
+    """
+    prompts = each(problems, rollouts.lengths.shape[1])
+    scores = score_all(policy, weights, prompts, rollouts, policy.context_budget, temperature)
+    mask = np.arange(policy.responses) < rollouts.lengths.reshape(-1, 1)
+    difference = np.abs(scores.logprobs - rollouts.logprobs.reshape(scores.logprobs.shape))[mask]
+    found = f"sampler against scorer: |Δ log-prob| mean {difference.mean():.2g}, at most {difference.max():.2g} over {mask.sum()} tokens"
+    if not difference.mean() <= bound:
+        raise UserError(f"{found}; rollout.tolerance is {bound}")
+    return found
+
+
 def judge(policy: Policy, pool: Pool, problems: list[Problem], rollouts: Rollouts):
     """(decoded responses [P][G], grades [P][G], rewards [P G]). Text is for graders and people; ids are what is trained on."""
     decode = policy.prompts.tokenizer.decode
@@ -213,6 +229,7 @@ def make_batch(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: S
         teacher_logprobs=in_micro(policy, t),
         term_weights=in_micro(policy, acts),
         loss_weights=in_micro(policy, weights),
+        sampled_logprobs=in_micro(policy, rollouts.logprobs.reshape(n, -1)) if config.optim.importance_cap else None,
         old_logprobs=None if old is None else in_micro(policy, old.logprobs),
     )
     return place_rows(policy.mesh, batch, axis=1)

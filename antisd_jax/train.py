@@ -39,6 +39,7 @@ from antisd_jax.steps import (
     make_batch,
     privileged,
     roll_out,
+    self_check,
     student_scores,
     teacher_scores,
 )
@@ -78,11 +79,14 @@ def loop(run: Run, at: Place) -> None:
     student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
     if at.step == 0 and c.eval.every:
         finish_step(run, at, measure(run, at), 0)
+    begun = at.step
     for step in range(at.step + 1, c.steps + 1):
         problems = run.order.take(at.cursor, c.problems)
         at.step, at.cursor = step, at.cursor + c.problems
         with clock.time("gen"):
             rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
+        if step == begun + 1:
+            say(self_check(policy, at.state.weights, problems, rollouts, temperature, c.rollout.tolerance))
         with clock.time("reward"):
             said, grades, rewards = judge(policy, run.pool, problems, rollouts)
         with clock.time("teacher"):

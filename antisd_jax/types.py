@@ -69,6 +69,7 @@ class Batch:
     teacher_logprobs: Any  # [M B R] t
     term_weights: Any  # [M B] 1 where the per-token term acts, 0 where there is no usable privileged context
     loss_weights: Any  # [M B] weight of each response token of the row in the loss: the global denominator lives here
+    sampled_logprobs: Any = None  # [M B R] the sampler's, where the loss corrects for it
     old_logprobs: Any = None  # [M B R] s at the start of the step; None: this update's own forward pass is at the start
 
 

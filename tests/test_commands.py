@@ -1,4 +1,4 @@
-"""antisd score and antisd convert, as a user meets them."""
+"""antisd score, generate and convert, as a user meets them."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from antisd_jax import config
 from antisd_jax.checkpoint import CheckpointConfig, Checkpoints
 from antisd_jax.cli import main
+from antisd_jax.files import read_jsonl
 from antisd_jax.model.hf import load_weights, save_weights
 from antisd_jax.model.parameters import abstract, init
 from antisd_jax.model.settings import load_config, parse
@@ -220,3 +221,45 @@ def test_looking_into_a_run_leaves_a_write_under_way_alone(tmp_path, run):
     half.mkdir()
     assert main(["convert", str(copy), f"--to={tmp_path / 'out'}"]) == 0
     assert half.exists()
+
+
+def test_generate_says_what_training_would_sample_and_score_agrees(tmp_path):
+    """Two prompts, ids and a chat turn, three samples each; log-probs equal the scorer's; the same again with one slot."""
+    ids = tokenizer_ids()
+    rows = [{"prompt_ids": ids, "id": "a"}, {"prompt_ids": ids[:-1] + ids[:4]}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    options = [f"--input={tmp_path / 'in.jsonl'}", "--samples=3", "--response=24", "--sampling.temperature=0.8"]
+    assert main(["generate", *options, f"--output={tmp_path / 'out.jsonl'}"]) == 0
+    assert main(["generate", *options, f"--output={tmp_path / 'one.jsonl'}", "--slots=1"]) == 0
+    out, one = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("out", "one"))
+    assert [(r.get("id"), r["sample"]) for r in out] == [("a", 0), ("a", 1), ("a", 2), (None, 0), (None, 1), (None, 2)]
+    assert [r["response_ids"] for r in out] == [r["response_ids"] for r in one]
+    assert {r["finish_reason"] for r in out} <= {"stop", "length"} and all(0 < len(r["response_ids"]) <= 24 for r in out)
+    scoring = [f"--input={tmp_path / 'out.jsonl'}", f"--output={tmp_path / 'scored.jsonl'}", "--model=tiny", "--temperature=0.8"]
+    assert main(["score", *scoring]) == 0
+    for said, scored in zip(out, (json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines())):
+        assert np.abs(np.array(said["logprobs"]) - scored["logprobs"]).max() < 1e-4
+
+
+def tokenizer_ids():
+    from antisd_jax.text.prompt import PromptConfig, Prompts, load_tokenizer
+    from antisd_jax.tiny import HERE
+
+    return Prompts(load_tokenizer(HERE / "model"), PromptConfig()).student("8 from 3 5 2")
+
+
+@pytest.mark.parametrize(
+    "row, options, message",
+    [
+        ("{}", [], "row 1: wanted 'prompt' as text or prompt_ids"),
+        ('{"prompt": ""}', [], "row 1: the prompt is empty"),
+        ('{"prompt_ids": [99999]}', [], "token ids below"),
+        ('{"prompt": "a"}', ["--samples=0"], "samples, response and slots: got 0, 512 and 256"),
+        ('{"prompt": "a"}', ["--dtype=int8"], "dtype: got 'int8'"),
+    ],
+)
+def test_bad_prompts_are_one_clear_line(tmp_path, capsys, row, options, message):
+    (tmp_path / "in.jsonl").write_text(row + "\n")
+    assert main(["generate", f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

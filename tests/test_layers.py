@@ -26,7 +26,7 @@ BELOW = {
     "steps": {"errors", "types", "arrays", "model", "rollout", "score", "learner", "objective", "text", "tiny", "rewards"},
     "evaluate": {"errors", "steps", "model", "rollout", "text", "rewards"},
     "metrics": {"arrays", "objective", "rewards", "text"},
-    "plan": {"arrays", "model", "steps"},
+    "plan": {"arrays", "model", "rollout", "steps"},
     "problems": {"errors", "files", "log", "steps", "text"},
     "report": {"errors", "files"},
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},

@@ -196,3 +196,20 @@ def test_masked_truncated_rollouts_leave_the_gradient(model, weights, mesh1):
     config = replace(Config(), method=GRPO, optim=OptimConfig(mask_truncated=True))
     batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
     assert ((np.asarray(batch.loss_weights).reshape(-1)[: P * G] > 0) == rollouts.stopped.reshape(-1)).all()
+
+
+def test_importance_weights_multiply_the_gradient_and_are_one_where_sampler_and_trainer_agree(model, weights, mesh1):
+    """Without a term: the sampler's log-probs equal to the trainer's change nothing; 5 nats below, every weight is the cap, 2."""
+    policy, config = policy_on(model, mesh1), replace(Config(), method=GRPO, optim=OptimConfig(importance_cap=2.0))
+    problems, rollouts, rewards, _ = material()
+    s = student_scores(policy, weights, problems, rollouts, 1.0).logprobs.reshape(P, G, R)
+
+    def told(sampled, config):
+        batch = make_batch(policy, problems, rewards, rollouts.replace(logprobs=sampled), None, np.ones(P * G, bool), None, config)
+        copy = jax.tree.map(lambda x: x.copy(), weights)
+        return learn(policy, start(copy, config.optim, mesh1), batch, 0.0, config, 1)[1][0]
+
+    plain = told(s, replace(config, optim=OptimConfig()))
+    agreed, below = told(s, config), told(s - 5, config)
+    assert agreed.grad_norm == pytest.approx(plain.grad_norm, rel=1e-6) and agreed.loss == pytest.approx(plain.loss, rel=1e-6)
+    assert below.grad_norm == pytest.approx(2 * plain.grad_norm, rel=1e-5)

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from antisd_jax.objective.loss import clipped_surrogate, row_weights
+from antisd_jax.objective.loss import clipped_surrogate, importance_weight, row_weights
 
 LENGTHS = np.array([3, 1, 4])
 ALL = np.ones(3, bool)
@@ -36,3 +36,9 @@ def test_first_update_is_the_policy_gradient():
     logp, advantage = np.array([[-1.0, -2.0]]), np.array([[3.0, -5.0]])
     gradient = jax.grad(lambda x: clipped_surrogate(x, logp, advantage, np.full((1, 2), 0.5), 0.2, 0.2)[0])(logp)
     assert np.allclose(gradient, -0.5 * advantage)
+
+
+def test_the_importance_weight_by_hand():
+    """e^0.5; capped at 2; e^-1; a difference of rounding counts as none."""
+    logp, sampled = np.array([-1.0, -1.0, -2.0, -1.0]), np.array([-1.5, -3.0, -1.0, -1.009])
+    assert np.allclose(importance_weight(logp, sampled, 2.0), [np.exp(0.5), 2.0, np.exp(-1.0), 1.0])

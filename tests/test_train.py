@@ -337,6 +337,28 @@ def test_real_problem_files_train_and_long_prompts_are_counted(tmp_path, capsys)
     assert len(metrics(tmp_path / "run")) == 2
 
 
+def test_a_sampler_that_is_not_the_scorer_is_said_and_refused(tmp_path, capsys):
+    train(small(tmp_path / "a", "steps=1", "eval.every=0"))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("sampler against scorer: |Δ log-prob| mean"))
+    assert float(line.split("mean ")[1].split(",")[0]) < 1e-5
+    with pytest.raises(UserError, match="sampler against scorer.*rollout.tolerance is 0.0"):
+        train(small(tmp_path / "b", "steps=1", "eval.every=0", "rollout.tolerance=0.0"))
+    assert metrics(tmp_path / "b") == []
+
+
+def test_slots_do_not_change_a_run(tmp_path):
+    """The same rollouts, token for token, with a quarter of the slots; and what the sampler did is in the metrics."""
+    for name, slots in (("all", 0), ("few", 8)):
+        train(small(tmp_path / name, "steps=1", "eval.every=0", f"rollout.slots={slots}"))
+    a, b = (read_jsonl(tmp_path / name / "rollouts.jsonl") for name in ("all", "few"))
+    assert [r["response"] for r in a] == [r["response"] for r in b]
+    many, few = metrics(tmp_path / "all")[0], metrics(tmp_path / "few")[0]
+    tokens = sum(r["response_tokens"] for r in a)
+    for row in (many, few):
+        assert row["rollout/wasted_tokens"] == pytest.approx(tokens / row["rollout/occupancy"] - tokens)
+    assert few["rollout/cache_gib"] < many["rollout/cache_gib"] and few["rollout/visits"] > many["rollout/visits"]
+
+
 def test_a_small_file_gives_a_repeated_problem_fresh_samples(tmp_path):
     """Fewer problems than a step takes: the same problem stands twice in a batch and must not repeat its rollouts."""
     train(small(tmp_path, "steps=1", "eval.every=0", "data.limit=3"))

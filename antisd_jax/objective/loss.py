@@ -33,3 +33,16 @@ def clipped_surrogate(logp, old, advantage, token_weights, clip_low: float, clip
     ratio = jnp.exp(jnp.where(token_weights > 0, logp - old, 0.0))
     plain, bounded = ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
     return -jnp.sum(token_weights * jnp.minimum(plain, bounded)), (bounded < plain) & (token_weights > 0)
+
+
+NEGLIGIBLE = 0.01  # nats: rounding, not another policy
+
+
+def importance_weight(logp, sampled, cap: float):
+    """min(exp(logp − sampled), cap): how much more likely the trainer holds a token than the sampler that drew it, truncated.
+
+    Multiplies the loss of a token where sampler and trainer are not one program. 1 where they differ by no more than NEGLIGIBLE.
+    logp, sampled […], log-probs at one temperature; nothing is differentiated through it.
+    """
+    difference = logp - sampled
+    return jnp.where(jnp.abs(difference) > NEGLIGIBLE, jnp.minimum(jnp.exp(difference), cap), 1.0)

@@ -18,9 +18,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number."""
+    """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number.
+
+    tolerance: mean |Δ log-prob| between sampler and scorer, in nats, above which a run refuses to begin.
+    """
 
     slots: int = 0
+    tolerance: float = 0.05
 
 
 def sample_token(key, logits, s: Sampling):
