@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antisd_jax.arrays import named_key
-from antisd_jax.model.decoder import forward
+from antisd_jax.model.decoder import forward, unstacked
 from antisd_jax.model.parameters import declare
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, rows_per_step, use_mesh
 from antisd_jax.rollout.cache import columns, size_bytes
-from antisd_jax.rollout.engine import Books, generate
+from antisd_jax.rollout.engine import Books, Sampler, Tally, decode, generate
 from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
 from antisd_jax.score import score
 from antisd_jax.types import Rows
@@ -207,6 +207,24 @@ def test_the_same_tokens_on_every_mesh(model, weights, mesh):
             ways=rows_per_step(mesh),
         )
     assert (out.tokens == sample(model, weights).tokens).all()
+
+
+def test_decoding_on_split_weights_moves_nothing_between_devices(model, weights):
+    """Weights split four ways are brought together once; the compiled decode program has no collective in it."""
+    mesh = make_mesh(MeshConfig(2, 4))
+    placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
+    with use_mesh(mesh):
+        layout = unstacked(model, placed, "float32")
+        assert layout.layers[0].query.sharding.is_fully_replicated and not placed.layers.query.sharding.is_fully_replicated
+        books, tally = Books(8, 1, 8, 8), Tally()
+        s = Sampler(placed, np.ones((8, 6), np.int32), np.full(8, 6, np.int32), model, books, "float32", tally)
+        text = (
+            decode.lower(s.decoding, s.cache, s.slots, 6, c=model, sampling=Sampling(), stop=(0,), steps=4, dtype="float32")
+            .compile()
+            .as_text()
+        )
+    body = [line for line in text.splitlines() if any(f" {word}(" in line for word in ("all-gather", "all-to-all", "collective-permute"))]
+    assert body == [] and tally.layout_bytes == sum(x.nbytes for x in jax.tree.leaves(layout))
 
 
 def kept(probs, **changes):

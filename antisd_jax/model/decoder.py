@@ -15,9 +15,9 @@ from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
 
 from antisd_jax.model.attention import attention
 from antisd_jax.model.moe import load, mixture, route
-from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights
+from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights, declare
 from antisd_jax.model.rope import rotate
-from antisd_jax.model.sharding import constrain
+from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain
 
 # What the backward pass finds of a layer instead of computing it again.
 REMAT = {
@@ -130,14 +130,18 @@ class DecodeWeights:
     layers: list  # of Layers without their leading dimension
 
 
+@partial(jax.jit, static_argnames=("c", "dtype"))
 def unstacked(c: ModelConfig, weights: Weights, dtype) -> DecodeWeights:
-    """Copies in the dtype of decoding. Norm scales keep theirs."""
+    """Copies in the dtype of decoding (norm scales keep theirs), laid out for it: see DECODE_RULES. Experts stay where they are."""
 
-    def cast(a):
-        return a.astype(dtype) if a.ndim > 1 else a
+    def placed(a, axes):
+        rules = RULES if "experts" in axes else DECODE_RULES
+        return constrain(a.astype(dtype) if a.ndim > 1 else a, *axes, rules=rules)
 
-    layers = [jax.tree.map(lambda a, i=i: cast(a[i]), weights.layers) for i in range(c.layers)]
-    return DecodeWeights(cast(weights.embedding), cast(weights.output), weights.norm, layers)
+    declared = declare(c)
+    layers = [jax.tree.map(lambda p, a, i=i: placed(a[i], p.axes[1:]), declared.layers, weights.layers) for i in range(c.layers)]
+    embedding, norm = declared.embedding.axes, placed(weights.norm, declared.norm.axes)
+    return DecodeWeights(placed(weights.embedding, embedding), placed(weights.output, embedding), norm, layers)
 
 
 def decode_step(c: ModelConfig, weights: DecodeWeights, tokens, positions, attend, dtype=jnp.float32):

@@ -27,6 +27,9 @@ RULES = {
     "expert_width": "fsdp",
     "routes": None,
 }
+# While decoding every device of a row group holds its weights whole but for the tensor axis: gathering them at each token would
+# cost more than the token. Experts stay apart; their products bring tokens to them.
+DECODE_RULES = RULES | {"width": None}
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ def platform() -> str:
     return mesh.abstract_device.platform if mesh and mesh.abstract_device else jax.default_backend()
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+def spec(axes: tuple[str | None, ...], rules=RULES) -> PartitionSpec:
     """Logical axes → PartitionSpec. Raises ValueError when two axes of one array land on one mesh axis."""
-    placed = [RULES[a] if a else None for a in axes]
+    placed = [rules[a] if a else None for a in axes]
     flat = [m for p in placed for m in _mesh_axes(p)]
     if len(flat) != len(set(flat)):
         raise ValueError(f"axes {axes} put one mesh axis to two uses: {placed}")
@@ -100,9 +103,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x, *axes: str | None):
+def constrain(x, *axes: str | None, rules=RULES):
     """x, kept on the current mesh along its logical axes."""
-    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes))
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes, rules))
 
 
 def on_shards(f, inputs: tuple, output):

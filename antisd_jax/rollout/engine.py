@@ -8,6 +8,8 @@ samples of its own problems: nothing but the logits' words travels.
 Shape letters: P problems, G samples a problem, S slots, T prompt tokens, R response tokens, D width, W tokens decoded a visit.
 """
 
+import math
+import time
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -53,16 +55,20 @@ class Tally:
     decoded: int = 0  # slots × steps: with those that were thrown away
     prefilled: int = 0
     visits: int = 0
-    cache_bytes: int = 0  # at its largest
+    cache_bytes: int = 0  # at its largest, over all devices
+    layout_bytes: int = 0  # of a device's copy of the weights as decoding reads them
+    layout_seconds: float = 0.0  # that making it took
 
     def metrics(self) -> dict:
-        """rollout/…; what the clock says of it is timing_s/gen's."""
+        """rollout/…, and the part of timing_s/gen that brought the weights into decoding's layout."""
         return {
             "rollout/occupancy": self.generated / max(self.decoded, 1),
             "rollout/wasted_tokens": self.decoded - self.generated,
             "rollout/prefilled_tokens": self.prefilled,
             "rollout/visits": self.visits,
             "rollout/cache_gib": self.cache_bytes / 2**30,
+            "rollout/layout_gib": self.layout_bytes / 2**30,
+            "timing_s/layout": self.layout_seconds,
         }
 
 
@@ -200,7 +206,10 @@ class Sampler:
     def __init__(self, weights: Weights, prompts, lengths, c: ModelConfig, books: Books, dtype, tally: Tally):
         self.weights, self.prompts, self.lengths = weights, prompts, lengths
         self.c, self.books, self.dtype, self.tally = c, books, dtype, tally
-        self.decoding = unstacked(c, weights, dtype)
+        began = time.monotonic()
+        self.decoding = jax.block_until_ready(unstacked(c, weights, dtype))
+        tally.layout_seconds = time.monotonic() - began
+        tally.layout_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.decoding))
         slots, width = books.seats.size, prompts.shape[1]
         self.now = width
         self.cache = caches.empty(c, slots, caches.columns(width + STEPS), dtype)
