@@ -18,7 +18,7 @@ from antisd_jax.learner import UpdateStats, update
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
-from antisd_jax.model.sharding import make_mesh, place_rows, rows_per_step
+from antisd_jax.model.sharding import keep_programs, make_mesh, place_rows, rows_per_step
 from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.rewards.grade import Grade
@@ -58,6 +58,7 @@ def build_policy(config) -> tuple[Policy, Path]:
     path = model_folder(config.model.path, config.model.revision)
     model = load_config(path)
     mesh = make_mesh(config.mesh)
+    keep_programs(mesh)
     if config.mesh.expert > 1 and not model.experts:
         raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
     ways = rows_per_step(mesh)

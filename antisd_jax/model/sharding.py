@@ -6,6 +6,7 @@ where it runs; without one it is a plain function of arrays on one device.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -63,6 +64,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
         raise UserError(f"mesh: {axes} does not fit {len(devices)} devices")
     shape = (data, config.fsdp, config.expert, config.tensor)
     return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def keep_programs(mesh: Mesh) -> None:
+    """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/antisd_jax.
+
+    Not by default on a CPU: there they are quick to make, and bound to the processor that made them.
+    """
+    if jax.config.jax_compilation_cache_dir is None and mesh.devices.flat[0].platform != "cpu":
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "antisd_jax"))
 
 
 def use_mesh(mesh: Mesh):
