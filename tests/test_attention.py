@@ -91,16 +91,19 @@ def test_memory_does_not_grow_with_the_square_of_the_length(window):
 
 @pytest.mark.parametrize("window", [None, 3, 7])
 def test_a_decoded_token_attends_as_the_whole_sequence_does(window):
-    """Prompts of 5 and 9 tokens in a budget of 10, two samples each, the response's sixth token."""
+    """Slots whose sequences begin in columns 1 and 6: eight stored columns of twelve are written, five of the block's six."""
     rng = np.random.default_rng(1)
-    lengths, step, g, s, r = np.array([5, 9]), 5, 2, 10, 8
-    prompt = rng.normal(size=(2, 2, s, 2, 8)).astype(np.float32)  # k and v
-    response = rng.normal(size=(2, 2, g, r, 2, 8)).astype(np.float32)
-    q = rng.normal(size=(2, g, 4, 8)).astype(np.float32)
-    got = np.asarray(decode_attention(q, tuple(prompt), tuple(response), lengths, step, window))
-    for p, n in enumerate(lengths):
-        for i in range(g):
-            k, v = (np.concatenate([prompt[x, p, :n], response[x, p, i, : step + 1]])[None] for x in (0, 1))
-            every = np.zeros((1, n + step + 1, 4, 8))
-            every[0, -1] = q[p, i]
-            assert np.abs(got[p, i] - plain(every, k, v, window)[0, -1]).max() < 1e-5
+    starts, written, block = np.array([1, 6]), 8, 5
+    stored = rng.normal(size=(2, 2, 2, 12, 8)).astype(np.float32)  # k and v: slot, head, column, channel
+    recent = rng.normal(size=(2, 2, 2, 6, 8)).astype(np.float32)
+    q = rng.normal(size=(2, 4, 8)).astype(np.float32)
+    column = np.arange(18)
+    place = np.where(column < 12, column, written + column - 12)
+    seen = (place >= starts[:, None]) & ((column < written) | ((column >= 12) & (column < 12 + block)))
+    seen &= place > written + block - 1 - (window or 99)
+    got = np.asarray(decode_attention(q, *((k.swapaxes(2, 3), v) for k, v in (stored, recent)), seen))
+    for i, start in enumerate(starts):
+        k, v = (np.concatenate([stored[x, i, :, start:written], recent[x, i, :, :block]], axis=1).swapaxes(0, 1)[None] for x in (0, 1))
+        every = np.zeros((1, k.shape[1], 4, 8))
+        every[0, -1] = q[i]
+        assert np.abs(got[i] - plain(every, k, v, window)[0, -1]).max() < 1e-5
