@@ -203,7 +203,7 @@ def _check(c: Config) -> None:
         need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
 
     flat = flatten(c)
-    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples reward.workers"
+    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples"
     for key in (*counts.split(), "checkpoint.keep"):
         need(flat[key] >= 1, key, flat[key], "at least 1")
     need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")

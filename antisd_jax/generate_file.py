@@ -25,7 +25,8 @@ from antisd_jax.rollout.engine import generate
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import exact_products
 from antisd_jax.steps import model_folder
-from antisd_jax.text.prompt import PromptConfig, Prompts, load_tokenizer
+from antisd_jax.text.prompt import PromptConfig, Prompts, ids_or_text, load_tokenizer
+from antisd_jax.types import pack_rows
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,8 @@ def generate_file(config: GenerateConfig) -> None:
     c, stop, mesh = load_config(folder), stop_tokens(folder), make_mesh(config.mesh)
     tokenizer = load_tokenizer(folder, chat=config.chat)
     render = Prompts(tokenizer, config.prompt).ids if config.chat else lambda text: tokenizer.encode(text, add_special_tokens=False)
-    ids = [prompt_ids(row, render, c.vocab, f"{config.input}, row {i}") for i, row in enumerate(rows, 1)]
-    prompts = np.zeros((len(ids), max(map(len, ids), default=1)), np.int32)
-    for row, prompt in zip(prompts, ids):
-        row[: len(prompt)] = prompt
+    ids = [ids_or_text(row, "prompt", render, c.vocab, f"{config.input}, row {i}") for i, row in enumerate(rows, 1)]
+    prompts = pack_rows(((i, ()) for i in ids), len(ids), max(map(len, ids), default=1))
     out = ""
     if ids:
         with use_mesh(mesh), exact_products(config.dtype):
@@ -72,8 +71,8 @@ def generate_file(config: GenerateConfig) -> None:
             began = time.monotonic()
             rollouts, tally = generate(
                 weights,
-                prompts,
-                np.array([len(i) for i in ids], np.int32),
+                prompts.tokens,
+                prompts.prompt_lengths,
                 named_key(config.seed, 0, "sample"),
                 np.arange(len(ids), dtype=np.uint32),
                 np.tile(np.arange(config.samples, dtype=np.uint32), (len(ids), 1)),
@@ -94,17 +93,6 @@ def generate_file(config: GenerateConfig) -> None:
         )
     write_atomically(Path(config.output), out)
     say(f"{config.output}: {len(rows) * config.samples} responses to {len(rows)} prompts")
-
-
-def prompt_ids(row: dict, render, vocab: int, where: str) -> list[int]:
-    ids = row.get("prompt_ids")
-    if ids is None and isinstance(row.get("prompt"), str):
-        ids = render(row["prompt"].encode("utf-8", "replace").decode())
-    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
-        raise UserError(f"{where}: wanted 'prompt' as text or prompt_ids as token ids below {vocab}, got {str(ids)[:80]}")
-    if not ids:
-        raise UserError(f"{where}: the prompt is empty, so nothing predicts the response's first token")
-    return ids
 
 
 def said(rollouts, i: int, g: int, tokenizer) -> dict:

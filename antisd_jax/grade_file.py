@@ -21,49 +21,33 @@ from antisd_jax.errors import UserError
 from antisd_jax.files import check_output, read_rows, write_atomically
 from antisd_jax.log import say
 from antisd_jax.rewards.grade import Grade
-from antisd_jax.rewards.isolate import LAYERS
 from antisd_jax.rewards.pool import Pool, RewardConfig
 from antisd_jax.text.card import Card, answer_kind, without_duplicates
 from antisd_jax.text.data import DataConfig, load
 
 
 @dataclass(frozen=True)
-class GradeConfig:
+class GradeConfig(RewardConfig):
+    kind: str = "math"
     input: str = ""
     output: str = ""
-    kind: str = "math"
-    workers: int = 2
-    timeout_s: float = 10.0
-    memory_mb: int = 4096
-    isolation: tuple[str, ...] = LAYERS
-    isolation_required: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.input or not self.output:
             raise UserError("antisd grade needs --input and --output")
         check_output(self.output)
 
 
 @dataclass(frozen=True)
-class CheckConfig:
-    data: tuple[str, ...] = ()
+class CheckConfig(RewardConfig):
     kind: str = "math"
-    workers: int = 2
-    timeout_s: float = 10.0
-    memory_mb: int = 4096
-    isolation: tuple[str, ...] = LAYERS
-    isolation_required: bool = False
+    data: tuple[str, ...] = ()
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.data:
             raise UserError("antisd check needs --data=NAME,NAME,…")
-
-
-def open_pool(config) -> Pool:
-    """The pool that a GradeConfig or CheckConfig asks for. Raises UserError for limits that allow nothing."""
-    if config.workers < 1 or config.timeout_s <= 0:
-        raise UserError(f"workers and timeout_s: got {config.workers} and {config.timeout_s}, wanted at least 1 and above 0")
-    return Pool(RewardConfig(config.kind, config.workers, config.timeout_s, config.memory_mb, config.isolation, config.isolation_required))
 
 
 def grade_all(pool: Pool, predictions: list[str], golds: list[str], name: str) -> list[Grade]:
@@ -78,7 +62,7 @@ def grade_file(config: GradeConfig) -> None:
         for name in ("gold", "prediction"):
             if not isinstance(row.get(name), str):
                 raise UserError(f"{config.input}, row {i}: wanted {name!r} as text, got {str(row.get(name))[:80]}")
-    with open_pool(config) as pool:
+    with Pool(config) as pool:
         if told := pool.start():
             say(told)
         start = time.monotonic()
@@ -98,7 +82,7 @@ def _verdict(g: Grade) -> dict:
 def check(config: CheckConfig) -> None:
     """Cards, and the data sets' own answers graded. Raises UserError when one of them is not correct."""
     failed = 0
-    with open_pool(config) as pool:
+    with Pool(config) as pool:
         if told := pool.start():
             say(told)
         for name in config.data:

@@ -22,7 +22,7 @@ from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig, make_mesh, place_rows, rows_per_step, use_mesh
 from antisd_jax.score import exact_products, score
 from antisd_jax.steps import model_folder
-from antisd_jax.text.prompt import load_tokenizer
+from antisd_jax.text.prompt import ids_or_text, load_tokenizer
 from antisd_jax.types import pack_rows
 
 
@@ -70,19 +70,11 @@ def ids_of(rows: list[dict], folder: Path, vocab: int, where: str) -> list[tuple
     as_text = any(r.get(f"{part}_ids") is None and isinstance(r.get(part), str) for r in rows for part in ("prompt", "response"))
     tokenizer = load_tokenizer(folder, chat=False) if as_text else None
 
-    def part(row, name, number):
-        ids = row.get(f"{name}_ids")
-        if ids is None and isinstance(row.get(name), str):
-            ids = tokenizer.encode(row[name].encode("utf-8", "replace").decode(), add_special_tokens=False)
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
-            raise UserError(f"{where}, row {number}: wanted {name!r} as text or {name}_ids as token ids below {vocab}, got {str(ids)[:80]}")
-        return ids
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
 
-    pairs = [(part(r, "prompt", i), part(r, "response", i)) for i, r in enumerate(rows, 1)]
-    for i, (prompt, _) in enumerate(pairs, 1):
-        if not prompt:
-            raise UserError(f"{where}, row {i}: the prompt is empty, so nothing predicts the response's first token")
-    return pairs
+    places = ((row, f"{where}, row {i}") for i, row in enumerate(rows, 1))
+    return [(ids_or_text(r, "prompt", encode, vocab, at), ids_or_text(r, "response", encode, vocab, at)) for r, at in places]
 
 
 def size_class(n: int) -> int:

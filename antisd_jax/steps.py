@@ -94,16 +94,14 @@ def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], in
 
 def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling) -> tuple[Rollouts, Tally]:
     """G = `group` responses to each problem, on the host. A problem that stands twice in the list gets fresh samples."""
-    prompts = np.zeros((len(problems), policy.prompt_budget), np.int32)
-    for row, p in zip(prompts, problems):
-        row[: len(p.prompt_ids)] = p.prompt_ids
+    prompts = pack_rows(((p.prompt_ids, ()) for p in problems), len(problems), policy.prompt_budget)
     indices = [p.index for p in problems]
     repeats = np.array([indices[:i].count(n) for i, n in enumerate(indices)])
     samples = repeats[:, None] * group + np.arange(group)
     return generate(
         weights,
-        prompts,
-        np.array([len(p.prompt_ids) for p in problems], np.int32),
+        prompts.tokens,
+        prompts.prompt_lengths,
         key,
         np.array(indices, np.uint32),
         samples.astype(np.uint32),
@@ -121,7 +119,7 @@ def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollo
     """Re-score what was sampled by the scorer; a sentence with mean and largest |Δ log-prob|.
 
     Raises UserError when the mean is above the bound: training would ascend another policy's gradient. The rows are as long as the
-    teacher's, so that no program is compiled for it.
+    teacher's, so that where there is a teacher no program is compiled for it.
     """
     prompts = each(problems, rollouts.lengths.shape[1])
     scores = score_all(policy, weights, prompts, rollouts, policy.context_budget, temperature)

@@ -85,8 +85,8 @@ def loop(run: Run, at: Place) -> None:
         at.step, at.cursor = step, at.cursor + c.problems
         with clock.time("gen"):
             rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
-        if step == begun + 1:
-            say(self_check(policy, at.state.weights, problems, rollouts, temperature, c.rollout.tolerance))
+            if step == begun + 1:
+                say(self_check(policy, at.state.weights, problems, rollouts, temperature, c.rollout.tolerance))
         with clock.time("reward"):
             said, grades, rewards = judge(policy, run.pool, problems, rollouts)
         with clock.time("teacher"):

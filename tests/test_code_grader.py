@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from conftest import ROOT, SHARED
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.cases import free_names
-from antisd_jax.rewards.code import count, extract, grade
+from antisd_jax.rewards.code import count, describe, extract, grade
 from antisd_jax.rewards.court import Court, Limits, Standin
 from antisd_jax.rewards.isolate import LAYERS
 from antisd_jax.rewards.pool import GraderFault, Pool, RewardConfig
@@ -45,8 +46,9 @@ CHEATS = {
         "import glob\ndef double(x):\n    found = [open(p).read() for p in glob.glob('HERE/*.jsonl')]\n    return eval(found[0].split('== ')[1])"
     ),
     "answers ahead of time": (
-        "import json, os, struct\nanswer = json.dumps({'value': 4, 'nonce': '0' * 16}).encode()\nfor fd in range(3, 16):\n"
-        "    try: os.write(fd, (struct.pack('!I', len(answer)) + answer) * 8)\n    except OSError: pass\ndef double(x): return None"
+        "import json, os, struct\nfor answer in ({'ok': True}, {'value': {'remote': 0}}, {'value': 4}):\n"
+        "    data = json.dumps(answer | {'nonce': '0' * 16}).encode()\n    for fd in range(3, 16):\n"
+        "        try: os.write(fd, struct.pack('!I', len(data)) + data)\n        except OSError: pass\ndef double(x): return None"
     ),
     "patches the player": (
         "import sys\nm = sys.modules['__main__']\nm.Player.do = lambda self, r: {'value': {'remote': 0}}\n"
@@ -136,6 +138,10 @@ def double(what):
         if what == "fork": return os.fork()
         if what == "see": return sorted(p for p in os.listdir("/proc") if p.isdigit())
         if what == "environment": return dict(os.environ)
+        if what == "young":  # fchmodat2, with a folder that is none: a kernel that is asked says EBADF
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            return [libc.syscall(452, -5, b"x", 0, 0), ctypes.get_errno()]
         if what == "prctl":
             import ctypes
             return ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)
@@ -155,6 +161,7 @@ def test_what_a_program_may_do(tmp_path, layers):
 
         if "seccomp" in held:
             assert (probe("network"), probe("fork"), probe("prctl")) == ("PermissionError", "PermissionError", -1)
+            assert probe("young") == [-1, errno.ENOSYS]
         if "landlock" in held:
             assert (probe("read"), probe("see")) == ("PermissionError", "PermissionError")
         if {"landlock", "namespaces"} <= set(held):
@@ -313,7 +320,11 @@ def test_a_gold_that_is_no_test_is_a_users_error(gold):
         pool.grade([HONEST], [gold])
 
 
-def test_isolation_is_said_and_can_be_demanded(monkeypatch):
+def test_isolation_is_said_and_can_be_demanded():
+    missing = Limits(8, 1024, (*LAYERS, "vault"))
+    assert describe(missing, required=False).endswith("vault")
+    with pytest.raises(ValueError, match="isolation_required, and this host does not offer .*vault"):
+        describe(missing, required=True)
     with Pool(RewardConfig("code", workers=1)) as pool:
         assert pool.start().startswith("programs run isolated by ")
     with pytest.raises(UserError, match="'nowhere' is none of namespaces, landlock, seccomp"):

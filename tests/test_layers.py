@@ -31,7 +31,7 @@ BELOW = {
     "report": {"errors", "files"},
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
-    "generate_file": {"errors", "arrays", "files", "log", "model", "rollout", "score", "steps", "text"},
+    "generate_file": {"errors", "types", "arrays", "files", "log", "model", "rollout", "score", "steps", "text"},
     "score_file": {"errors", "files", "types", "log", "model", "score", "steps", "text"},
     "results": set(),
     "evaluate_model": {

@@ -115,8 +115,8 @@ def read_gold(gold: str):
     raise ValueError(f"code answer {gold[:80]!r}, wanted a test program, {{'tests': …}} or [{{'input': …, 'output': …}}]")
 
 
-def _parse(tests: str, entry_point: str) -> tuple[ast.Module, set[str]]:
-    """The test program, HumanEval's check(…) called, and the names that stand for the program under test."""
+def _parse(tests: str, entry_point: str) -> tuple:
+    """(code of the test program with its cases guarded and HumanEval's check(…) called, the names that it expects)."""
     try:
         tree = ast.parse(tests)
     except (SyntaxError, ValueError, RecursionError) as e:
@@ -129,21 +129,18 @@ def _parse(tests: str, entry_point: str) -> tuple[ast.Module, set[str]]:
         inside = {a.arg for a in checks["check"].args.args[:1]}
         if "check" not in called:
             tree.body += ast.parse(f"check({entry_point})").body
-    return tree, wanted | inside
+    return take_apart(tree, wanted | inside), wanted
 
 
 def _by_tests(court: Court, tests: str, entry_point: str, prelude: str) -> tuple[int, int]:
-    tree, under_test = _parse(tests, entry_point)
+    code, wanted = _parse(tests, entry_point)
     cases = Cases(court.over)
     court.may_put_back = lambda: cases.bare_call
     helpers: dict = {}
     with suppress(Exception):  # what the prelude defines besides the function is the data set's, not the program's
         exec(prelude, helpers)
-    names = {
-        name: helpers[name] if name in helpers and name != entry_point else Standin(court, name) for name in free_names(tests, entry_point)
-    }
+    names = {name: helpers[name] if name in helpers and name != entry_point else Standin(court, name) for name in wanted}
     names |= {GUARD: cases, "__name__": "__main__"}
-    code = take_apart(tree, under_test)
     try:
         with demanding_numpy():
             exec(code, names)
@@ -164,11 +161,11 @@ def count(tests, entry_point: str = "") -> int:
     """How many cases a gold answer holds, found without a program."""
     if isinstance(tests, list):
         return len(tests)
-    tree, under_test = _parse(tests, entry_point)
+    code, wanted = _parse(tests, entry_point)
     cases = Cases(lambda: True)
-    names = {name: None for name in free_names(tests, entry_point)} | {GUARD: cases, "__name__": "__main__"}
+    names = dict.fromkeys(wanted) | {GUARD: cases, "__name__": "__main__"}
     try:
-        exec(take_apart(tree, under_test), names)
+        exec(code, names)
     except BaseException:
         return max(cases.total, 1)
     return cases.total

@@ -76,8 +76,11 @@ class Court:
         answer = self._exchange(
             {"do": what, "args": [encode(a, outward) for a in args], "named": {k: encode(v, outward) for k, v in named.items()}}
         )
-        with self._distrust():
+        try:
             value = decode(answer.get("value"), lambda n: Standin(self, None, life, int(n)))
+        except Exception as e:  # whatever a frame that means harm provokes
+            self.stop()
+            raise ProgramError(f"an answer that is no value: {type(e).__name__}") from None
         if value is None and self.may_put_back():
             for before, after in zip(args[1:], answer.get("args", ())):
                 with suppress(Exception):  # one that holds objects of the program's stays as it was
@@ -135,9 +138,6 @@ class Court:
             raise _exception(answer)
         return answer
 
-    def _distrust(self):
-        return _Distrust(self)
-
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()  # with namespaces: of the process outside, which ends the one inside
@@ -149,21 +149,6 @@ class Court:
             self.channel.close()
             shutil.rmtree(self.folder, ignore_errors=True)
             self.process = None
-
-
-class _Distrust:
-    """What goes wrong in here is an answer that was not well formed."""
-
-    def __init__(self, court: Court):
-        self.court = court
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if error is not None:
-            self.court.stop()
-            raise ProgramError(f"an answer that is no value: {type(error).__name__}") from None
 
 
 def _exception(answer: dict) -> BaseException:

@@ -39,6 +39,10 @@ class RewardConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"reward.kind: {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.workers < 1:
+            raise UserError(f"reward.workers: got {self.workers}, wanted at least 1")
+        if self.timeout_s <= 0:
+            raise UserError(f"reward.timeout_s: got {self.timeout_s}, wanted above 0")
         for layer in self.isolation:
             if layer not in LAYERS:
                 raise UserError(f"reward.isolation: {layer!r} is none of {', '.join(LAYERS)}")

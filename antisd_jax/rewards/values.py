@@ -136,8 +136,6 @@ def decode(x, other=None):
     ((name, parts),) = x.items()
     if name == "int":
         return int(parts, 16)
-    if name == "list":
-        return decode(parts, other)
     if name == "table":
         return _from_table(parts)
     if name == "tuples":

@@ -3,7 +3,7 @@ many tokens at a time.
 
 The host knows which sample is in which slot. It fills free slots, lets the device decode STEPS tokens, and looks who has ended;
 when no more are coming and most slots are free it moves those still busy together. On several devices each works through the
-samples of its own problems: nothing but the logits' words travels.
+samples of its own problems, and nothing travels between them but for the tensor axis.
 
 Shape letters: P problems, G samples a problem, S slots, T prompt tokens, R response tokens, D width, W tokens decoded a visit.
 """
@@ -304,9 +304,8 @@ def generate(
 
     prompts [P T] right-padded, prompt_lengths [P], problem_ids [P], sample_ids [P G], on the host → Rollouts on the host. The token
     at response index j of a sample is drawn with key(key, problem id, sample id, j): it depends on neither its place nor its
-    neighbours nor the number of slots. ways: into how many parts the mesh splits rows.
-    limits [P G]: of single samples, at most R. on_end(p, g, tokens) is told of
-    every sample as it ends.
+    neighbours nor the number of slots. ways: into how many parts the mesh splits rows. limits [P G]: of single samples, at most R.
+    on_end(p, g, tokens) is told of every sample as it ends.
     """
     prompts, prompt_lengths = np.asarray(prompts), np.asarray(prompt_lengths)
     problem_ids, sample_ids = np.asarray(problem_ids), np.asarray(sample_ids)

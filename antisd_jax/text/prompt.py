@@ -58,6 +58,21 @@ def load_tokenizer(folder: str | Path, chat: bool = True):
     return tokenizer
 
 
+def ids_or_text(row: dict, name: str, encode, vocab: int, where: str) -> list[int]:
+    """The token ids of a row's NAME_ids, or of its NAME as text. Raises UserError saying `where` when it has neither.
+
+    A lone surrogate, which JSON can hold and no tokenizer takes, becomes a question mark.
+    """
+    ids = row.get(f"{name}_ids")
+    if ids is None and isinstance(row.get(name), str):
+        ids = encode(row[name].encode("utf-8", "replace").decode())
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
+        raise UserError(f"{where}: wanted {name!r} as text or {name}_ids as token ids below {vocab}, got {str(ids)[:80]}")
+    if name == "prompt" and not ids:
+        raise UserError(f"{where}: the prompt is empty, so nothing predicts the response's first token")
+    return ids
+
+
 class Prompts:
     """Renders prompts with one tokenizer and one wording. Token ids out, and response ids never go through it."""
 
