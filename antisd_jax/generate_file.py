@@ -20,7 +20,7 @@ from antisd_jax.files import check_output, read_rows, write_atomically
 from antisd_jax.log import say
 from antisd_jax.model import hf
 from antisd_jax.model.settings import load_config, stop_tokens
-from antisd_jax.model.sharding import MeshConfig, make_mesh, rows_per_step, use_mesh
+from antisd_jax.model.sharding import MeshConfig, make_mesh, use_mesh
 from antisd_jax.rollout.engine import generate
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.score import exact_products
@@ -81,7 +81,6 @@ def generate_file(config: GenerateConfig) -> None:
                 sampling=config.sampling,
                 stop=stop,
                 dtype=config.dtype,
-                ways=rows_per_step(mesh),
                 slots=min(config.slots, len(ids) * config.samples),
             )
         seconds = time.monotonic() - began

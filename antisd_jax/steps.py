@@ -110,7 +110,6 @@ def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, 
         sampling=sampling,
         stop=policy.stop,
         dtype=policy.dtype,
-        ways=rows_per_step(policy.mesh),
         slots=policy.slots,
     )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from antisd_jax.arrays import named_key
 from antisd_jax.model.decoder import forward, unstacked
 from antisd_jax.model.parameters import declare
-from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, rows_per_step, use_mesh
+from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, use_mesh
 from antisd_jax.rollout.cache import columns, size_bytes
 from antisd_jax.rollout.engine import Books, Sampler, Tally, decode, generate
 from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
@@ -194,17 +194,7 @@ def test_the_same_tokens_on_every_mesh(model, weights, mesh):
     samples = np.tile(np.arange(G, dtype=np.uint32), (4, 1))
     with use_mesh(mesh):
         out, _ = generate(
-            placed,
-            tokens,
-            lengths,
-            named_key(0, 1, "sample"),
-            IDS,
-            samples,
-            c=model,
-            responses=R,
-            sampling=Sampling(),
-            stop=(0,),
-            ways=rows_per_step(mesh),
+            placed, tokens, lengths, named_key(0, 1, "sample"), IDS, samples, c=model, responses=R, sampling=Sampling(), stop=(0,)
         )
     assert (out.tokens == sample(model, weights).tokens).all()
 

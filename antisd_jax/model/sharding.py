@@ -142,9 +142,9 @@ def param_shardings(mesh: Mesh, declared):
     return jax.tree.map(one, declared)
 
 
-def rows_per_step(mesh: Mesh) -> int:
-    """Number of ways the row dimension of a batch is split."""
-    return math.prod(mesh.shape[a] for a in RULES["rows"])
+def rows_per_step(mesh: Mesh | None) -> int:
+    """Number of ways the row dimension of a batch is split; 1 without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in RULES["rows"])
 
 
 def place_rows(mesh: Mesh, tree, axis: int):

@@ -23,7 +23,7 @@ from flax import struct
 from antisd_jax.model.attention import decode_attention
 from antisd_jax.model.decoder import DecodeWeights, decode_step, forward, unstacked
 from antisd_jax.model.parameters import ModelConfig, Weights
-from antisd_jax.model.sharding import constrain
+from antisd_jax.model.sharding import constrain, current_mesh, rows_per_step
 from antisd_jax.rollout import cache as caches
 from antisd_jax.rollout.cache import Cache
 from antisd_jax.rollout.sampling import Sampling, sample_token
@@ -295,7 +295,6 @@ def generate(
     sampling: Sampling,
     stop: tuple[int, ...],
     dtype=jnp.float32,
-    ways: int = 1,
     slots: int = 0,
     limits=None,
     on_end=None,
@@ -304,12 +303,14 @@ def generate(
 
     prompts [P T] right-padded, prompt_lengths [P], problem_ids [P], sample_ids [P G], on the host → Rollouts on the host. The token
     at response index j of a sample is drawn with key(key, problem id, sample id, j): it depends on neither its place nor its
-    neighbours nor the number of slots. ways: into how many parts the mesh splits rows. limits [P G]: of single samples, at most R.
+    neighbours nor the number of slots. limits [P G]: of single samples, at most R. The current
+    mesh says into how many shards problems and slots are split.
     on_end(p, g, tokens) is told of every sample as it ends.
     """
     prompts, prompt_lengths = np.asarray(prompts), np.asarray(prompt_lengths)
     problem_ids, sample_ids = np.asarray(problem_ids), np.asarray(sample_ids)
     p, g = sample_ids.shape
+    ways = rows_per_step(current_mesh())
     limits = np.full((p, g), responses, np.int32) if limits is None else np.minimum(limits, responses).astype(np.int32)
     books = Books(p, g, ways, -(-slots // ways) * ways or -(-p // ways) * ways * g)
     tally = Tally()
