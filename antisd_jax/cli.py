@@ -1,4 +1,4 @@
-"""The command line: antisd train | generate | evaluate | table | score | grade | check | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | generate | evaluate | table | score | grade | check | bench | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
        antisd check --data=NAME,NAME,…               are data sets fit for their grader?
+       antisd bench rollout [FILE.yaml …] [--rounds=3] [--median=0]    the sampler's speed here, with random weights
        antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
        antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
        antisd pretrain-tiny --output=DIR           make the embedded model and its problems again
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             "generate": _generate,
             "evaluate": _evaluate,
             "table": _table,
+            "bench": _bench,
             "convert": _convert,
             "report": _report,
         }
@@ -133,6 +135,16 @@ def _table(args: list[str]) -> None:
         if not c.steps:
             raise UserError(f"{run} holds no evaluation: no metrics.jsonl, or none in it")
     print(markdown(table(curves)))
+
+
+def _bench(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.bench import BenchConfig, bench_rollout
+
+    if args[:1] != ["rollout"]:
+        raise UserError(f"antisd bench: got {args[0] if args else 'nothing'!r}, wanted rollout")
+    options = _options([a for a in args if a.startswith("-")])
+    bench_rollout(config.load([a for a in args[1:] if not a.startswith("-")], options, BenchConfig))
 
 
 def _convert(args: list[str]) -> None:

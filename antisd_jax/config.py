@@ -96,9 +96,9 @@ class Config:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
 
-def load(files: list[str], overrides: list[str]) -> Config:
+def load(files: list[str], overrides: list[str], cls=Config) -> Config:
     """Files merged left to right, then "a.b=value" strings. Raises UserError naming the key at fault."""
-    config = parse(Config, files, overrides)
+    config = parse(cls, files, overrides)
     _check(config)
     return config
 

@@ -7,7 +7,7 @@ import jax
 from antisd_jax.arrays import CHUNK_TOKENS
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
-from antisd_jax.rollout.cache import columns, size_bytes
+from antisd_jax.rollout.cache import most, size_bytes
 from antisd_jax.rollout.engine import STEPS
 from antisd_jax.steps import Policy
 
@@ -25,7 +25,8 @@ def memory(config, policy: Policy) -> dict[str, float]:
     item = 2 if policy.dtype == "bfloat16" else 4
     ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
     slots = config.rollout.slots or config.problems * config.samples
-    longest = columns(policy.prompt_budget + policy.responses + STEPS)
+    visit = min(STEPS, policy.responses)
+    longest = most(policy.prompt_budget, policy.responses, visit)
     length = policy.context_budget + policy.responses
     tokens = max(policy.micro_rows / ways, 1) * length
     mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor
@@ -39,7 +40,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
     return {
         "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
         "decoding": item * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
-        "cache": size_bytes(m, slots, longest, policy.dtype) / ways / tensor,
+        "cache": size_bytes(m, slots, longest, visit, policy.dtype) / ways / tensor,
         "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
         "activations": tokens * item * (m.layers * (m.width + kept) + layer),
     }

@@ -23,8 +23,10 @@ from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.pool import Pool
-from antisd_jax.rollout.engine import Tally, generate
+from antisd_jax.rollout.books import Tally
+from antisd_jax.rollout.engine import STEPS, Program, generate
 from antisd_jax.rollout.sampling import Sampling
+from antisd_jax.rollout.warm import compile_all
 from antisd_jax.score import score
 from antisd_jax.text.prompt import Context, Prompts, load_tokenizer
 from antisd_jax.text.rows import Problem
@@ -48,9 +50,9 @@ class Policy:
     slots: int = 0  # samples in flight; 0: all of a step's
 
 
-def model_folder(path: str, revision: str) -> Path:
+def model_folder(path: str, revision: str, weights: bool = True) -> Path:
     """Where a model's files are: of the embedded one for "tiny", else as `hf.locate` says."""
-    return HERE / "model" if path == "tiny" else locate(path, revision)
+    return HERE / "model" if path == "tiny" else locate(path, revision, weights)
 
 
 def build_policy(config) -> tuple[Policy, Path]:
@@ -112,6 +114,12 @@ def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, 
         dtype=policy.dtype,
         slots=policy.slots,
     )
+
+
+def compile_rollouts(policy: Policy, weights, problems: int, group: int, sampling: Sampling) -> int:
+    """Compile ahead what `roll_out` needs for so many problems; the number of decoding programs."""
+    how = Program(policy.model, sampling, policy.stop, min(STEPS, policy.responses), policy.dtype)
+    return compile_all(weights, problems, group, policy.prompt_budget, policy.responses, how, policy.slots)
 
 
 def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollouts, temperature: float, bound: float) -> str:

@@ -33,6 +33,7 @@ from antisd_jax.score import exact_products
 from antisd_jax.steps import (
     Policy,
     build_policy,
+    compile_rollouts,
     flat,
     judge,
     learn,
@@ -79,6 +80,10 @@ def loop(run: Run, at: Place) -> None:
     student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
     if at.step == 0 and c.eval.every:
         finish_step(run, at, measure(run, at), 0)
+    if c.rollout.compile_first and at.step < c.steps:
+        with clock.time("gen"):
+            programs = compile_rollouts(policy, at.state.weights, c.problems, c.samples, c.sampling)
+            say(f"{programs} decoding programs are compiled")
     begun = at.step
     for step in range(at.step + 1, c.steps + 1):
         problems = run.order.take(at.cursor, c.problems)

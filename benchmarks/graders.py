@@ -1,4 +1,4 @@
-"""What the graders do with other projects' tests, with answers that mean harm, and how fast they are → benchmarks/graders.md.
+"""What the graders do with other projects' tests, with answers that mean harm, and how fast they are → benchmarks/RESULTS.md.
 
 python benchmarks/graders.py [--answers=10000] [--run=runs/smoke]    about 20 minutes on 2 cores; needs ../shared/data beside the checkout
 """
@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from results_file import write_part  # noqa: E402
 from test_math_grader import EVAL, SHARED, SUITES, compare  # noqa: E402
 from test_rewards import NASTY  # noqa: E402
 
@@ -142,10 +143,8 @@ def main() -> None:
         ("Grading beside the teacher's pass", beside_the_teacher(a.run)),
         ("Answers that mean harm", campaign(a.answers)),
     ]
-    text = "# Graders\n\nMade by `python benchmarks/graders.py` on 2 CPU cores.\n"
-    text += "".join(f"\n## {title}\n\n{body}\n" for title, body in parts)
-    (ROOT / "benchmarks" / "graders.md").write_text(text, encoding="utf-8")
-    print(text)
+    text = "`python benchmarks/graders.py`; 2 CPU cores.\n"
+    write_part("Graders", text + "".join(f"\n## {title}\n\n{body}\n" for title, body in parts))
 
 
 if __name__ == "__main__":

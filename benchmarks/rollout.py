@@ -1,4 +1,4 @@
-"""Our sampler beside peers', on the same weights and workloads, interleaved, medians of several rounds → benchmarks/rollout.md.
+"""Our sampler beside peers', on the same weights and workloads, interleaved, medians of several rounds → benchmarks/RESULTS.md.
 
 python benchmarks/rollout.py [--rounds=3] [--peers=DIR]    about 25 minutes on 2 cores; the peers get environments of their own under DIR
 """
@@ -16,6 +16,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from results_file import write_part  # noqa: E402
+
 PEERS = {"tunix": ["google-tunix==0.1.7"], "transformers": ["torch==2.13.0", "transformers==5.23.0"]}
 MODEL = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -124,9 +127,7 @@ def write(lines: list[list[str]], names: list[str], rounds: int) -> None:
     from antisd_jax.results import markdown
 
     head = ["workload", *names, *[f"over {n}" for n in names[1:]]]
-    text = f"""# Rollouts beside peers
-
-Useful tokens a second, median (least … most) of {rounds} interleaved rounds after one that compiles; 2 CPU cores, float32.
+    text = f"""Useful tokens a second, median (least … most) of {rounds} interleaved rounds after one that compiles; 2 CPU cores, float32.
 `python benchmarks/rollout.py`; JAX {version("jax")}, {", ".join(p for ps in PEERS.values() for p in ps)}, Python {platform.python_version()}.
 
 The model: an 8-layer Qwen3, width 256, 8 query and 2 key/value heads of 32, feed-forward 768, vocabulary 4,096, tied. 32 prompts × 8 samples;
@@ -135,8 +136,7 @@ in natural batches of as many rows as we have slots; group prefix: 512 prompt to
 
 {markdown([head, *lines])}
 """
-    (ROOT / "benchmarks" / "rollout.md").write_text(text, encoding="utf-8")
-    print(text)
+    write_part("Rollouts beside peers", text)
 
 
 if __name__ == "__main__":

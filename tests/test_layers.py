@@ -38,6 +38,7 @@ BELOW = {
         *("errors", "files", "arrays", "checkpoint", "config", "evaluate", "log", "model", "problems", "report", "results", "rewards"),
         *("score", "steps"),
     },
+    "bench": {"errors", "arrays", "config", "model", "rollout", "score", "steps"},
     "grade_file": {"errors", "files", "log", "rewards", "text"},
     "config": {"errors", "checkpoint", "evaluate", "learner", "model", "objective", "rewards", "rollout", "text", "watchdog"},
 }

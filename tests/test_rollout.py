@@ -1,20 +1,34 @@
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antisd_jax.arrays import named_key
+from antisd_jax.config import load
+from antisd_jax.model import hf
 from antisd_jax.model.decoder import forward, unstacked
-from antisd_jax.model.parameters import declare
+from antisd_jax.model.parameters import LayerKind, declare
+from antisd_jax.model.rope import Rope
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, use_mesh
+from antisd_jax.plan import memory
+from antisd_jax.rollout.books import Books, Tally
 from antisd_jax.rollout.cache import columns, size_bytes
-from antisd_jax.rollout.engine import Books, Sampler, Tally, decode, generate
+from antisd_jax.rollout.engine import Program, Sampler, decode, generate
 from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
+from antisd_jax.rollout.warm import compile_all, shapes
 from antisd_jax.score import score
+from antisd_jax.steps import build_policy, roll_out
+from antisd_jax.text.rows import Problem
 from antisd_jax.types import Rows
 
 R, G = 12, 3
@@ -81,11 +95,27 @@ def test_a_rollout_does_not_depend_on_its_place_in_the_batch(model, weights):
     assert (alone.tokens[0] == whole.tokens[1]).all()
 
 
+@pytest.fixture(scope="module", params=["full", "windowed"])
+def policy(request, model, weights):
+    """(numbers, weights); windowed: every other layer looks back 24 tokens, and keeps 128 columns where the others grow to 192."""
+    if request.param == "full":
+        return model, weights
+    return replace(model, kinds=(LayerKind(Rope(1e4), 24), *model.kinds)), weights
+
+
+def long(policy, slots=0, **options):
+    """Up to 130 tokens: two numbers of columns, samples that end at any time, slots moved together at the end."""
+    tokens, lengths = arrays(PROMPTS)
+    samples = np.tile(np.arange(G, dtype=np.uint32), (len(PROMPTS), 1))
+    given = dict(c=policy[0], responses=130, sampling=Sampling(1.5), stop=(0,), slots=slots) | options
+    return generate(policy[1], tokens, lengths, named_key(0, 1, "sample"), IDS, samples, **given)
+
+
 @pytest.mark.parametrize("slots", [2, 5])
-def test_slots_that_are_refilled_say_the_same(model, weights, slots):
+def test_slots_that_are_refilled_say_the_same(policy, slots):
     """12 samples through fewer slots: samples enter at other columns, beside other neighbours."""
-    whole, tally = long(model, weights)
-    refilled, few = long(model, weights, slots=slots)
+    whole, tally = long(policy)
+    refilled, few = long(policy, slots)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(refilled)):
         assert np.allclose(a, b, atol=1e-5) if a.dtype == np.float32 else (a == b).all()
     assert whole.stopped.any() and np.ptp(whole.lengths) > 20
@@ -93,31 +123,77 @@ def test_slots_that_are_refilled_say_the_same(model, weights, slots):
     assert few.cache_bytes < tally.cache_bytes
 
 
-def long(model, weights, slots=0, **options):
-    """Up to 130 tokens: two numbers of columns, samples that end at any time, slots moved together at the end."""
-    tokens, lengths = arrays(PROMPTS)
-    samples = np.tile(np.arange(G, dtype=np.uint32), (len(PROMPTS), 1))
-    given = dict(c=model, responses=130, sampling=Sampling(1.5), stop=(0,), slots=slots) | options
-    return generate(weights, tokens, lengths, named_key(0, 1, "sample"), IDS, samples, **given)
-
-
-def test_every_sample_is_told_once_when_it_ends(model, weights):
+def test_every_sample_is_told_once_when_it_ends(policy):
     told = {}
-    out, _ = long(model, weights, slots=5, on_end=lambda p, g, tokens: told.setdefault((p, g), []).append(tokens.tolist()))
+    out, _ = long(policy, 5, on_end=lambda p, g, tokens: told.setdefault((p, g), []).append(tokens.tolist()))
     assert told == {(p, g): [out.tokens[p, g, : out.lengths[p, g]].tolist()] for p, g in np.ndindex(len(PROMPTS), G)}
 
 
-def test_log_probs_stay_the_scorers_over_many_columns(model, weights):
-    out, _ = long(model, weights, slots=5)
-    rows = np.zeros((1, 12, 136), np.int32)
+def test_log_probs_stay_the_scorers_over_many_columns(policy):
+    """400 tokens: columns grow four times; layers with a window give up theirs three times."""
+    out, _ = long(policy, 5, responses=400, stop=(), limits=np.array([[400, 30, 350], [90, 5, 380], [16, 200, 33], [260, 1, 17]]))
+    rows = np.zeros((1, 12, 406), np.int32)
     lengths = np.zeros((2, 1, 12), np.int32)
     for i, (p, g) in enumerate(np.ndindex(len(PROMPTS), G)):
         row = PROMPTS[p] + out.tokens[p, g, : out.lengths[p, g]].tolist()
         rows[0, i, : len(row)] = row
         lengths[:, 0, i] = len(PROMPTS[p]), out.lengths[p, g]
-    scores = score(weights, Rows(rows, *lengths), 1.5, c=model, responses=130)
-    mask = np.arange(130) < out.lengths.reshape(-1, 1)
-    assert np.abs(np.asarray(scores.logprobs[0]) - out.logprobs.reshape(-1, 130))[mask].max() < 1e-4
+    scores = score(policy[1], Rows(rows, *lengths), 1.5, c=policy[0], responses=400)
+    mask = np.arange(400) < out.lengths.reshape(-1, 1)
+    assert np.abs(np.asarray(scores.logprobs[0]) - out.logprobs.reshape(-1, 400))[mask].max() < 1e-4
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 150), min_size=2, max_size=2), min_size=1, max_size=5),
+    slots=st.integers(0, 7),
+    prompts=st.lists(st.integers(1, 6), min_size=5, max_size=5),
+)
+@settings(max_examples=15, deadline=None)
+def test_any_workload_comes_back_whole_and_in_order(model, weights, whole_stories, lengths, slots, prompts):
+    """A sample of n tokens is the beginning of the story that its prompt, problem and number lead to, whatever else is asked for."""
+    wanted, sizes = np.array(lengths), np.array(prompts[: len(lengths)])
+    tokens = np.tile(np.arange(1, 7, dtype=np.int32), (len(sizes), 1)) * (np.arange(6) < sizes[:, None])
+    ids = 10 * np.arange(len(sizes)) + sizes  # a problem is its number and its prompt
+    samples = np.tile(np.arange(2), (len(sizes), 1))
+    how = dict(c=model, responses=150, sampling=Sampling(), stop=(), slots=slots, limits=wanted)
+    out, tally = generate(weights, tokens, sizes, named_key(0, 1, "sample"), ids, samples, **how)
+    assert (out.lengths == wanted).all() and not out.stopped.any() and tally.generated == wanted.sum() <= tally.decoded
+    for i, j in np.ndindex(wanted.shape):
+        assert (out.tokens[i, j, : wanted[i, j]] == whole_stories[ids[i]][j][: wanted[i, j]]).all()
+        assert (out.tokens[i, j, wanted[i, j] :] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def whole_stories(model, weights):
+    """150 tokens of each problem of that test, by id, sampled all together."""
+    ids = np.array([10 * problem + size for problem in range(5) for size in range(1, 7)])
+    sizes = ids % 10
+    tokens = np.tile(np.arange(1, 7, dtype=np.int32), (len(ids), 1)) * (np.arange(6) < sizes[:, None])
+    samples = np.tile(np.arange(2), (len(ids), 1))
+    out, _ = generate(weights, tokens, sizes, named_key(0, 1, "sample"), ids, samples, c=model, responses=150, sampling=Sampling(), stop=())
+    return dict(zip(ids, out.tokens))
+
+
+@pytest.mark.parametrize("slots", [5])
+def test_nothing_is_compiled_after_all_was_compiled_ahead(policy, slots):
+    """Whatever ends when: 240 tokens, several numbers of columns and slots."""
+    jax.clear_caches()
+    how = Program(policy[0], Sampling(1.5), (0,), 16, jnp.float32)
+    programs = compile_all(policy[1], len(PROMPTS), G, 6, 240, how, slots)
+    assert programs == len(shapes(slots or 12, 6, 240, 16)) == 3 * 3
+    compiled, _ = [], named_key(0, 1, "sample")
+
+    def heard(event, seconds, **_):
+        compiled.append(event) if event.endswith("backend_compile_duration") else None
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    try:
+        rng = np.random.default_rng(0)
+        for n in range(4):
+            long(policy, slots, responses=240, limits=np.clip(np.exp(rng.normal(3.5, 1.5, (4, G))), 1, 240).astype(int))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(heard)
+    assert compiled == []
 
 
 @given(
@@ -147,10 +223,21 @@ def test_columns_grow_in_steps_of_a_half_and_a_third():
     assert [columns(n) for n in (1, 128, 129, 192, 193, 300, 385, 16_384, 16_385)] == [128, 128, 192, 192, 256, 384, 512, 16_384, 24_576]
 
 
+@pytest.mark.parametrize("slots", [0, 16])
+def test_the_plan_says_how_large_the_cache_becomes(slots):
+    config = load([str(ROOT / "configs" / "smoke.yaml")], ["problems=8", "samples=4", f"rollout.slots={slots}"])
+    policy, folder = build_policy(config)
+    problems = [Problem(i, "", "", None, "", str(i), (1,) * config.lengths.prompt) for i in range(8)]
+    with use_mesh(policy.mesh):
+        weights = hf.load_weights(folder, policy.model, policy.mesh)
+        _, tally = roll_out(replace(policy, stop=()), weights, problems, 4, named_key(0, "plan"), Sampling())
+    assert tally.cache_bytes == memory(config, policy)["cache"] * policy.mesh.size
+
+
 def test_the_cache_is_as_large_as_it_is_said_to_be(model, weights):
     """Columns for the prompt, what is written when the last two samples have said 112 tokens, and one visit more."""
-    _, tally = long(model, weights, slots=2, stop=(), limits=np.full((len(PROMPTS), G), 16))
-    assert tally.cache_bytes == size_bytes(model, 2, 128, "float32") == 2 * 2 * 2 * 2 * 8 * 128 * 4
+    _, tally = long((model, weights), slots=2, stop=(), limits=np.full((len(PROMPTS), G), 16))
+    assert tally.cache_bytes == size_bytes(model, 2, 128, 16, "float32") == 2 * 2 * 2 * 2 * 8 * 128 * 4
     assert tally.decoded == tally.generated == 12 * 16 and tally.visits == 6 and tally.prefilled == 12
 
 
@@ -199,6 +286,27 @@ def test_the_same_tokens_on_every_mesh(model, weights, mesh):
     assert (out.tokens == sample(model, weights).tokens).all()
 
 
+def test_two_processes_sample_the_same_together(model, weights, tmp_path):
+    """Two devices each, over loopback: every process gets all that one alone samples."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = ROOT / "tests" / "process_rollout.py"
+    outputs = [tmp_path / f"{n}.npz" for n in range(2)]
+    commands = [[sys.executable, str(script), str(port), "2", str(n), str(outputs[n])] for n in range(2)]
+    processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) for c in commands]
+    try:
+        errors = [p.communicate(timeout=240)[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(e[-2000:] for e in errors)
+    alone, _ = long((model, weights))
+    for output in map(np.load, outputs):
+        assert (output["tokens"] == alone.tokens).all() and (output["lengths"] == alone.lengths).all()
+        assert (output["stopped"] == alone.stopped).all() and np.allclose(output["logprobs"], alone.logprobs, atol=1e-4)
+
+
 def test_decoding_on_split_weights_moves_nothing_between_devices(model, weights):
     """Weights split four ways are brought together once; the compiled decode program has no collective in it."""
     mesh = make_mesh(MeshConfig(2, 4))
@@ -207,13 +315,14 @@ def test_decoding_on_split_weights_moves_nothing_between_devices(model, weights)
         layout = unstacked(model, placed, "float32")
         assert layout.layers[0].query.sharding.is_fully_replicated and not placed.layers.query.sharding.is_fully_replicated
         books, tally = Books(8, 1, 8, 8), Tally()
-        s = Sampler(placed, np.ones((8, 6), np.int32), np.full(8, 6, np.int32), model, books, "float32", tally)
-        text = (
-            decode.lower(s.decoding, s.cache, s.slots, 6, c=model, sampling=Sampling(), stop=(0,), steps=4, dtype="float32")
-            .compile()
-            .as_text()
-        )
-    body = [line for line in text.splitlines() if any(f" {word}(" in line for word in ("all-gather", "all-to-all", "collective-permute"))]
+        how = Program(model, Sampling(), (0,), 4, "float32")
+        s = Sampler(placed, np.ones((8, 6), np.int32), np.full(8, 6, np.int32), 12, books, how, tally)
+        text = decode.lower(s.decoding, s.caches, s.slots, np.zeros(8, np.int32), 6, s.at, how).compile().as_text()
+    body = [
+        line
+        for line in text.splitlines()
+        if any(f" {word}(" in line for word in ("all-gather", "all-to-all", "all-reduce", "collective-permute"))
+    ]
     assert body == [] and tally.layout_bytes == sum(x.nbytes for x in jax.tree.leaves(layout))
 
 

@@ -125,9 +125,14 @@ class DecodeWeights:
     """Weights as decoding reads them: a layer's arrays stand by themselves, since slices of a stack would be copied at every token."""
 
     embedding: Any  # [V D]
-    output: Any  # [V D]
+    unembedding: Any  # [V D] or None
     norm: Any  # [D]
     layers: list  # of Layers without their leading dimension
+
+    @property
+    def output(self):
+        """[V D], the matrix that turns hidden states into logits."""
+        return self.embedding if self.unembedding is None else self.unembedding
 
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
@@ -140,26 +145,22 @@ def unstacked(c: ModelConfig, weights: Weights, dtype) -> DecodeWeights:
 
     declared = declare(c)
     layers = [jax.tree.map(lambda p, a, i=i: placed(a[i], p.axes[1:]), declared.layers, weights.layers) for i in range(c.layers)]
-    embedding, norm = declared.embedding.axes, placed(weights.norm, declared.norm.axes)
-    return DecodeWeights(placed(weights.embedding, embedding), placed(weights.output, embedding), norm, layers)
+    table = declared.embedding.axes
+    unembedding = None if c.tied else placed(weights.unembedding, table)
+    return DecodeWeights(placed(weights.embedding, table), unembedding, placed(weights.norm, declared.norm.axes), layers)
 
 
 def decode_step(c: ModelConfig, weights: DecodeWeights, tokens, positions, attend, dtype=jnp.float32):
-    """Append one token to every row and give the hidden state that predicts the next.
+    """Append one token to every row: tokens, positions [S] → the hidden state [S D] that predicts the next.
 
-    tokens, positions [S]; attend(i, kind, q [S H C], k [S K C], v [S K C]) → ([S H C], what layer i keeps) is the cache's part.
-    → (hidden [S D], the list of what the layers kept).
+    attend(i, q [S H C], k [S K C], v [S K C]) → [S H C] is the part of layer i's cache.
     """
     real = jnp.ones(tokens.shape, bool)
-    x, kept = weights.embedding[tokens].astype(dtype), []
+
+    def one_token(i, q, k, v):
+        return attend(i, q[:, 0], k[:, 0], v[:, 0])[:, None], None
+
+    x = weights.embedding[tokens].astype(dtype)[:, None]
     for i, w in enumerate(weights.layers):
-        kind = c.kinds[i % len(c.kinds)]
-        x, stored, _ = _block(c, kind, w, x[:, None], positions[:, None], real[:, None], partial(_one_token, attend, i, kind))
-        x = x[:, 0]
-        kept.append(stored)
-    return rms_norm(x, weights.norm, c.norm_eps), kept
-
-
-def _one_token(attend, i: int, kind: LayerKind, q, k, v):
-    out, kept = attend(i, kind, q[:, 0], k[:, 0], v[:, 0])
-    return out[:, None], kept
+        x, _, _ = _block(c, c.kinds[i % len(c.kinds)], w, x, positions[:, None], real[:, None], partial(one_token, i))
+    return rms_norm(x[:, 0], weights.norm, c.norm_eps)

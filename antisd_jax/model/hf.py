@@ -35,9 +35,10 @@ SETTINGS = (
 )
 
 
-def locate(path: str, revision: str = "main") -> Path:
+def locate(path: str, revision: str = "main", weights: bool = True) -> Path:
     """A folder as it is; a hub name such as Qwen/Qwen3-8B as the folder of its snapshot, downloaded when it is not there yet.
 
+    Without `weights`, its small files alone.
     Raises UserError when the hub has no such model, or cannot be reached and nothing is cached.
     """
     if Path(path).is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path) or path.startswith("."):
@@ -45,7 +46,8 @@ def locate(path: str, revision: str = "main") -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"]))
+        wanted = ["*.json", "*.jinja", "merges.txt", *(["*.safetensors"] if weights else [])]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted))
     except Exception as e:  # network, authorisation, names: whatever the library raises, the user can mend
         reason = str(e).strip().splitlines()
         raise UserError(

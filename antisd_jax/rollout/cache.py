@@ -9,9 +9,13 @@ Worked example, 2 slots, prompts "a b" and "c", after two tokens: columns  0 1 2
                                                                slot 1      . c z w    start 1
 Slot 1 ends and a sample with the prompt "d e" takes it, at column 4:       slot 1      . . d e    start 2
 
+Layers with a window keep little more than its columns: they are a band of their own, whose columns are given up as they fall out
+of the window. So every band has its own place to write.
+
 Shape letters: S slots, B columns, K key/value heads, C head channels, N prompts, T columns of a prompt.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,10 +32,33 @@ LEAST_COLUMNS = 128
 
 @struct.dataclass
 class Cache:
-    """keys: a list of [S K C B], one a layer; values: of [S K B C]."""
+    """One band's keys: a list of [S K C B], one a layer; values: of [S K B C]."""
 
     keys: Any
     values: Any
+
+    @property
+    def columns(self) -> int:
+        """B."""
+        return self.keys[0].shape[3]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Layers that look back equally far: `window` tokens, or at everything (None)."""
+
+    window: int | None
+    layers: tuple[int, ...]
+
+    def columns(self, b: int, steps: int) -> int:
+        """How many it has, where a layer without a window has b: room for the window, and for a quarter of it until it is moved."""
+        return b if self.window is None else min(b, columns(self.window + max(steps, self.window // 4)))
+
+
+def bands(c: ModelConfig) -> list[Band]:
+    """The model's bands, by window."""
+    windows = [c.kinds[i % len(c.kinds)].window for i in range(c.layers)]
+    return [Band(w, tuple(i for i in range(c.layers) if windows[i] == w)) for w in dict.fromkeys(windows)]
 
 
 def columns(needed: int) -> int:
@@ -42,28 +69,54 @@ def columns(needed: int) -> int:
     return size
 
 
-def size_bytes(c: ModelConfig, slots: int, b: int, dtype) -> int:
-    """Bytes of a cache, over all devices."""
-    return 2 * c.layers * slots * c.kv_heads * c.head_dim * b * jnp.dtype(dtype).itemsize
+def following(b: int, used: int, steps: int, least: int, most: int) -> int:
+    """How many columns come after b of them, when `used` are kept: a quarter more, and for few programs at most one size smaller."""
+    smaller = b * 3 // 4 if b & (b - 1) == 0 else b // 3 * 2
+    return min(max(columns(used + max(steps, used // 4)), smaller, least), most)
 
 
-@partial(jax.jit, static_argnames=("c", "slots", "b", "dtype"))
-def empty(c: ModelConfig, slots: int, b: int, dtype) -> Cache:
-    keys = [constrain(jnp.zeros((slots, c.kv_heads, c.head_dim, b), dtype), *KEYS) for _ in range(c.layers)]
-    values = [constrain(jnp.zeros((slots, c.kv_heads, b, c.head_dim), dtype), *VALUES) for _ in range(c.layers)]
-    return Cache(keys, values)
+def most(prompt: int, responses: int, steps: int) -> int:
+    """Columns that are ever needed, decoding `steps` tokens at a time."""
+    return columns(prompt + -(-responses // steps) * steps)
 
 
-def aligned(kv, lengths) -> Cache:
-    """Keys and values of right-padded prompts, two arrays [L N T K C], lengths [N] → a Cache of N slots with the prompts at its end."""
+def size_bytes(c: ModelConfig, slots: int, b: int, steps: int, dtype) -> int:
+    """Bytes of a cache whose layers without a window have b columns, over all devices."""
+    held = sum(len(band.layers) * band.columns(b, steps) for band in bands(c))
+    return 2 * slots * c.kv_heads * c.head_dim * held * jnp.dtype(dtype).itemsize
+
+
+@partial(jax.jit, static_argnames=("c", "slots", "b", "steps", "dtype"))
+def empty(c: ModelConfig, slots: int, b: int, steps: int, dtype) -> list[Cache]:
+    """A Cache for every band, of zeros."""
+
+    def one(band: Band) -> Cache:
+        width = band.columns(b, steps)
+        keys = [constrain(jnp.zeros((slots, c.kv_heads, c.head_dim, width), dtype), *KEYS) for _ in band.layers]
+        values = [constrain(jnp.zeros((slots, c.kv_heads, width, c.head_dim), dtype), *VALUES) for _ in band.layers]
+        return Cache(keys, values)
+
+    return [one(band) for band in bands(c)]
+
+
+def aligned(c: ModelConfig, kv, lengths) -> list[Cache]:
+    """Keys and values of right-padded prompts, two arrays [L N T K C], lengths [N] → a Cache of N slots for every band.
+
+    Prompts stand at its end; a band with a window has their last columns only.
+    """
     t = kv[0].shape[2]
-    source = (jnp.arange(t) - (t - lengths[:, None])) % t
 
-    def shifted(x):
-        return jnp.take_along_axis(x, source[None, :, :, None, None], axis=2)
+    def one(band: Band) -> Cache:
+        width = min(t, band.window or t)
+        source = (jnp.arange(t - width, t) - (t - lengths[:, None])) % t
 
-    keys, values = (shifted(x) for x in kv)
-    return Cache(list(keys.transpose(0, 1, 3, 4, 2)), list(values.transpose(0, 1, 3, 2, 4)))
+        def shifted(x, i):
+            return jnp.take_along_axis(x[i], source[:, :, None, None], axis=1)
+
+        keys = [shifted(kv[0], i).transpose(0, 2, 3, 1) for i in band.layers]
+        return Cache(keys, [shifted(kv[1], i).transpose(0, 2, 1, 3) for i in band.layers])
+
+    return [one(band) for band in bands(c)]
 
 
 def write(cache: Cache, block: Cache, at) -> Cache:
@@ -73,32 +126,39 @@ def write(cache: Cache, block: Cache, at) -> Cache:
     return Cache(keys, values)
 
 
-@partial(jax.jit, donate_argnames=("cache",))
-def admit(cache: Cache, prompts: Cache, take, source, now) -> Cache:
-    """Prompt number source[s] of the slot's own shard, at the columns before `now`, for every slot with take[s]."""
+@partial(jax.jit, donate_argnames=("caches",))
+def admit(caches: list[Cache], prompts: list[Cache], take, source, at) -> list[Cache]:
+    """Prompt number source[s] of the slot's own shard, at the columns before at[band], for every slot with take[s]."""
+    take, source = constrain(take, "rows"), constrain(source, "rows")
 
     def place(x, stored, take, source, now, axis):
         width = stored.shape[axis]
         block = jnp.where(take[:, None, None, None], stored[source], jax.lax.dynamic_slice_in_dim(x, now - width, width, axis))
         return jax.lax.dynamic_update_slice_in_dim(x, block, now - width, axis)
 
-    def layers(xs, stored, axes, axis):
+    def layers(xs, stored, now, axes, axis):
         f = on_shards(partial(place, axis=axis), (axes, axes, ("rows",), ("rows",), ()), axes)
         return [f(x, s, take, source, now) for x, s in zip(xs, stored)]
 
-    return Cache(layers(cache.keys, prompts.keys, KEYS, 3), layers(cache.values, prompts.values, VALUES, 2))
+    def one(cache, prompts, now) -> Cache:
+        return Cache(layers(cache.keys, prompts.keys, now, KEYS, 3), layers(cache.values, prompts.values, now, VALUES, 2))
+
+    return [one(*band) for band in zip(caches, prompts, at)]
 
 
-@partial(jax.jit, static_argnames=("b",))
-def resize(cache: Cache, drop, b: int) -> Cache:
-    """b columns, from column `drop` on."""
+def resize(cache: Cache, drop: int, b: int) -> Cache:
+    """b columns, from column `drop` on. Array by array, each given up before the next: two whole caches never exist."""
+    for arrays, axis in ((cache.keys, 3), (cache.values, 2)):
+        for i, x in enumerate(arrays):
+            arrays[i] = _resize(x, drop, b, axis)
+    return cache
 
-    def one(x, axis):
-        x = jnp.roll(x, -drop, axis)
-        more = [(0, max(b - x.shape[axis], 0) if i == axis else 0) for i in range(4)]
-        return jax.lax.slice_in_dim(jnp.pad(x, more), 0, b, axis=axis)
 
-    return Cache([one(x, 3) for x in cache.keys], [one(x, 2) for x in cache.values])
+@partial(jax.jit, static_argnames=("b", "axis"))
+def _resize(x, drop, b: int, axis: int):
+    x = jnp.roll(x, -drop, axis)
+    more = [(0, max(b - x.shape[axis], 0) if i == axis else 0) for i in range(4)]
+    return jax.lax.slice_in_dim(jnp.pad(x, more), 0, b, axis=axis)
 
 
 def gathered(tree, source):

@@ -1,16 +1,15 @@
 """The sampler: one prefill a problem, slots that are refilled as samples end, and a decode loop that stays on the device for
 many tokens at a time.
 
-The host knows which sample is in which slot. It fills free slots, lets the device decode STEPS tokens, and looks who has ended;
-when no more are coming and most slots are free it moves those still busy together. On several devices each works through the
-samples of its own problems, and nothing travels between them but for the tensor axis.
+The host knows which sample is in which slot (books.py). It fills free slots, lets the device decode STEPS tokens, and looks who
+has ended; when no more are coming and most slots are free it moves those still busy together. On several devices each works
+through the samples of its own problems, and nothing travels between them but for the tensor axis, and the few numbers a visit
+that every host needs to know.
 
-Shape letters: P problems, G samples a problem, S slots, T prompt tokens, R response tokens, D width, W tokens decoded a visit.
+Shape letters: P problems, G samples a problem, S slots, N prompts, T prompt tokens, R response tokens, D width, W tokens a visit.
 """
 
 import math
-import time
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,13 +23,24 @@ from antisd_jax.model.attention import decode_attention
 from antisd_jax.model.decoder import DecodeWeights, decode_step, forward, unstacked
 from antisd_jax.model.parameters import ModelConfig, Weights
 from antisd_jax.model.sharding import constrain, current_mesh, rows_per_step
-from antisd_jax.rollout import cache as caches
-from antisd_jax.rollout.cache import Cache
+from antisd_jax.rollout import cache as caching
+from antisd_jax.rollout.books import Books, Tally
+from antisd_jax.rollout.cache import Cache, bands
 from antisd_jax.rollout.sampling import Sampling, sample_token
 from antisd_jax.types import Rollouts
 
 STEPS = 16  # tokens decoded between two visits of the host
-COMPACT = 4  # busy slots are moved together when they fill no more than one in so many
+
+
+@dataclass(frozen=True)
+class Program:
+    """What decoding is compiled for. steps: W."""
+
+    c: ModelConfig
+    sampling: Sampling
+    stop: tuple[int, ...]
+    steps: int
+    dtype: Any
 
 
 @struct.dataclass
@@ -38,38 +48,23 @@ class Slots:
     """What the device knows of each slot."""
 
     hidden: Any  # [S D] the state that predicts the next token
-    keys: Any  # [S] random keys of the samples
+    keys: Any  # [S 2] random keys of the samples
     index: Any  # [S] response index of the next token
     limit: Any  # [S] response tokens at most
-    prompt: Any  # [S] prompt tokens
-    start: Any  # [S] column of the first of them
     done: Any  # [S] nothing more is wanted of it
     stopped: Any  # [S] a stop token ended it
 
 
-@dataclass
-class Tally:
-    """What a call of `generate` did. Tokens are response tokens but for the prefilled."""
+def by_rows(tree):
+    """Arrays with their first dimension split as rows are."""
+    return jax.tree.map(lambda x: constrain(x, "rows", *[None] * (x.ndim - 1)), tree)
 
-    generated: int = 0
-    decoded: int = 0  # slots × steps: with those that were thrown away
-    prefilled: int = 0
-    visits: int = 0
-    cache_bytes: int = 0  # at its largest, over all devices
-    layout_bytes: int = 0  # of a device's copy of the weights as decoding reads them
-    layout_seconds: float = 0.0  # that making it took
 
-    def metrics(self) -> dict:
-        """rollout/…, and the part of timing_s/gen that brought the weights into decoding's layout."""
-        return {
-            "rollout/occupancy": self.generated / max(self.decoded, 1),
-            "rollout/wasted_tokens": self.decoded - self.generated,
-            "rollout/prefilled_tokens": self.prefilled,
-            "rollout/visits": self.visits,
-            "rollout/cache_gib": self.cache_bytes / 2**30,
-            "rollout/layout_gib": self.layout_bytes / 2**30,
-            "timing_s/layout": self.layout_seconds,
-        }
+@partial(jax.jit, static_argnames=("c", "count", "dtype"))
+def idle(c: ModelConfig, count: int, dtype) -> Slots:
+    """Slots without work."""
+    zero, no = jnp.zeros(count, jnp.int32), jnp.zeros(count, bool)
+    return by_rows(Slots(jnp.zeros((count, c.width), dtype), jnp.zeros((count, 2), jnp.uint32), zero, zero, ~no, no))
 
 
 def sample_keys(key, problem_ids, sample_ids):
@@ -79,157 +74,124 @@ def sample_keys(key, problem_ids, sample_ids):
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def prefill(weights: Weights, prompts, lengths, *, c: ModelConfig, dtype):
-    """prompts [P T] right-padded, lengths [P] → (their Cache, the state after each [P D])."""
+    """prompts [N T] right-padded, lengths [N] → (their Cache for every band, the state after each [N D])."""
+    prompts, lengths = by_rows((prompts, lengths))
     hidden, kept = forward(c, weights, prompts, lengths, keep_kv=True, dtype=dtype)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return caches.aligned(kept.kv, lengths), last
+    return caching.aligned(c, kept.kv, lengths), last
 
 
-@jax.jit
-def enter(slots: Slots, prompt_hidden, prompt_lengths, take, source, key, problem_ids, sample_ids, limits, now) -> Slots:
-    """New samples in the slots with take[s]: prompt number source[s] of the shard; ids and limits [S]."""
-    hidden, lengths = caches.gathered((prompt_hidden, prompt_lengths), source)
+@partial(jax.jit, donate_argnames=("slots",))
+def enter(slots: Slots, prompt_hidden, take, source, problem_ids, sample_ids, limits, key) -> Slots:
+    """New samples in the slots with take[s]: prompt number source[s] of the shard; ids and limits [S]; key: its data."""
+    take, source, problem_ids, sample_ids, limits = by_rows((take, source, problem_ids, sample_ids, limits))
     fresh = Slots(
-        hidden=hidden,
-        keys=jax.random.key_data(sample_keys(key, problem_ids, sample_ids)),
+        hidden=caching.gathered(prompt_hidden, source),
+        keys=jax.random.key_data(sample_keys(jax.random.wrap_key_data(key), problem_ids, sample_ids)),
         index=jnp.zeros_like(slots.index),
         limit=limits,
-        prompt=lengths,
-        start=now - lengths,
         done=jnp.zeros_like(slots.done),
         stopped=jnp.zeros_like(slots.stopped),
     )
     return jax.tree.map(lambda new, old: jnp.where(take.reshape(-1, *[1] * (old.ndim - 1)), new, old), fresh, slots)
 
 
-@partial(jax.jit, static_argnames=("c", "sampling", "stop", "steps", "dtype"), donate_argnames=("cache", "slots"))
-def decode(
-    weights: DecodeWeights,
-    cache: Cache,
-    slots: Slots,
-    now,
-    *,
-    c: ModelConfig,
-    sampling: Sampling,
-    stop: tuple[int, ...],
-    steps: int,
-    dtype,
-):
-    """At most W = `steps` tokens for every slot: (cache, slots, tokens [S W], log-probs [S W], steps made).
+@partial(jax.jit, static_argnames=("how",), donate_argnames=("caches", "slots"))
+def decode(weights: DecodeWeights, caches: list[Cache], slots: Slots, starts, now, at, how: Program):
+    """W tokens for every slot: (caches, slots, tokens [S W], log-probs [S W]).
 
-    The cache is read only meanwhile: new columns gather in a small block of their own, which is written behind the others at the
-    end. It ends early when every slot is done.
+    starts [S]: the column in which a slot's sample begins, counted as `now` is, the column written next; at: where each band
+    writes it. The caches are read only meanwhile: new columns gather in a small block of their own, which is written behind the
+    others at the end.
     """
-    s = slots.hidden.shape[0]
-    b = cache.keys[0].shape[3]
-    column = jnp.arange(b + steps)
-    place = jnp.where(column < b, column, now + column - b)  # where a column of the block will stand
-    mine = (place >= slots.start[:, None]) & ((column >= b) | (column < now))
-    draw = jax.vmap(lambda k, j, logits: sample_token(jax.random.fold_in(jax.random.wrap_key_data(k), j), logits, sampling))
-    block = Cache([x[..., :steps] for x in cache.keys], [x[:, :, :steps] for x in cache.values])
+    starts = by_rows(starts)
+    layout = bands(how.c)
+    home = {layer: (b, n) for b, band in enumerate(layout) for n, layer in enumerate(band.layers)}
+    column = [jnp.arange(cache.columns + how.steps) for cache in caches]
+    held = [j < cache.columns for j, cache in zip(column, caches)]
+    place = [now + jnp.where(old, j - spot, j - cache.columns) for j, old, spot, cache in zip(column, held, at, caches)]
+    mine = [(p >= starts[:, None]) & (~old | (p < now)) for p, old in zip(place, held)]
+    draw = jax.vmap(lambda k, j, logits: sample_token(jax.random.fold_in(jax.random.wrap_key_data(k), j), logits, how.sampling))
 
-    def unfinished(carry):
-        return (carry[0] < steps) & ~jnp.all(carry[1].done)
-
-    def body(carry):
-        i, slots, block, tokens, logprobs = carry
+    def body(i, carry):
+        slots, blocks, tokens, logprobs = carry
         logits = jnp.einsum("sd,vd->sv", slots.hidden, weights.output, preferred_element_type=jnp.float32)
         token, logp = draw(slots.keys, slots.index, logits)
         busy = ~slots.done
-        ended = busy & jnp.isin(token, jnp.array(stop, jnp.int32))
-        seen = mine & (place <= now + i)
+        ended = busy & jnp.isin(token, jnp.array(how.stop, jnp.int32))
+        seen = [m & in_sight(now + i - p, band.window) for m, p, band in zip(mine, place, layout)]
+        written = [Cache(list(b.keys), list(b.values)) for b in blocks]
 
-        def attend(layer, kind, q, k, v):
-            keys = jax.lax.dynamic_update_slice_in_dim(block.keys[layer], k[..., None], i, axis=3)
-            values = jax.lax.dynamic_update_slice_in_dim(block.values[layer], v[:, :, None], i, axis=2)
-            near = seen if kind.window is None else seen & (now + i - place < kind.window)
-            return decode_attention(q, (cache.keys[layer], cache.values[layer]), (keys, values), near), (keys, values)
+        def attend(layer, q, k, v):
+            b, n = home[layer]
+            block, cache = written[b], caches[b]
+            block.keys[n] = jax.lax.dynamic_update_slice_in_dim(block.keys[n], k[..., None], i, axis=3)
+            block.values[n] = jax.lax.dynamic_update_slice_in_dim(block.values[n], v[:, :, None], i, axis=2)
+            return decode_attention(q, (cache.keys[n], cache.values[n]), (block.keys[n], block.values[n]), seen[b])
 
-        hidden, kept = decode_step(c, weights, token, slots.prompt + slots.index, attend, dtype)
+        hidden = decode_step(how.c, weights, token, now + i - starts, attend, how.dtype)
         index = slots.index + busy
         tokens = tokens.at[:, i].set(jnp.where(busy, token, 0))
         logprobs = logprobs.at[:, i].set(jnp.where(busy, logp, 0.0))
         slots = slots.replace(hidden=hidden, index=index, done=slots.done | ended | (index >= slots.limit), stopped=slots.stopped | ended)
-        return i + 1, slots, Cache(*map(list, zip(*kept))), tokens, logprobs
+        return slots, written, tokens, logprobs
 
-    nothing = jnp.zeros((s, steps), jnp.int32), jnp.zeros((s, steps), jnp.float32)
-    made, slots, block, tokens, logprobs = jax.lax.while_loop(unfinished, body, (jnp.int32(0), slots, block, *nothing))
-    return caches.write(cache, block, now), slots, tokens, logprobs, made
+    blocks = [Cache([x[..., : how.steps] for x in cache.keys], [x[:, :, : how.steps] for x in cache.values]) for cache in caches]
+    nothing = by_rows((jnp.zeros((len(starts), how.steps), jnp.int32), jnp.zeros((len(starts), how.steps), jnp.float32)))
+    slots, blocks, *said = jax.lax.fori_loop(0, how.steps, body, (slots, blocks, *nothing))
+    return list(map(caching.write, caches, blocks, at)), slots, *said
 
 
-@partial(jax.jit, donate_argnames=("slots",))
-def compact(cache: Cache, slots: Slots, source) -> tuple[Cache, Slots]:
+def in_sight(back, window: int | None):
+    """Does a layer see what stands `back` columns behind the newest?"""
+    return back >= 0 if window is None else (back >= 0) & (back < window)
+
+
+@jax.jit
+def everywhere(tree):
+    """Arrays whole on every device, so that every process can read them."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
+@jax.jit
+def compact(caches: list[Cache], slots: Slots, source) -> tuple[list[Cache], Slots]:
     """The slots source [S'] alone."""
-    return caches.gathered(cache, source), caches.gathered(slots, source)
-
-
-class Books:
-    """The host's books: which sample is in which slot, and what is still to come. A shard has its own problems and slots."""
-
-    def __init__(self, problems: int, group: int, ways: int, slots: int):
-        self.group, self.ways, self.mine = group, ways, -(-problems // ways)
-        counts = [min(self.mine, max(problems - shard * self.mine, 0)) for shard in range(ways)]
-        self.coming = [deque(range(n * group)) for n in counts]  # of each shard: problem · G + sample
-        self.seats = np.full((ways, slots // ways), -1)  # of each slot the same number, −1 when it is free
-
-    @property
-    def busy(self) -> np.ndarray:
-        return self.seats >= 0
-
-    def seat(self) -> np.ndarray:
-        """Fill free slots; True for the slots that got a new sample."""
-        fresh = np.zeros(self.seats.shape, bool)
-        for shard, free in np.argwhere(~self.busy):
-            if self.coming[shard]:
-                self.seats[shard, free] = self.coming[shard].popleft()
-                fresh[shard, free] = True
-        return fresh
-
-    def where(self, shard: int, seat: int) -> tuple[int, int]:
-        """(problem of the call, sample) of a number of a shard."""
-        return shard * self.mine + seat // self.group, seat % self.group
-
-    def together(self) -> np.ndarray | None:
-        """When no more are coming and few slots are busy: the slots to keep, by shard, busy ones first. Else None."""
-        size = self.seats.shape[1]
-        fewer = -(-size // COMPACT)
-        if fewer == size or any(self.coming) or self.busy.sum(axis=1).max() > fewer:
-            return None
-        order = np.argsort(~self.busy, axis=1, kind="stable")[:, :fewer]
-        self.seats = np.take_along_axis(self.seats, order, axis=1)
-        return order
+    source = by_rows(source)
+    return caching.gathered(caches, source), caching.gathered(slots, source)
 
 
 class Sampler:
-    """One call's cache and slots on the device, and the steps that the host asks for."""
+    """One call's caches and slots on the device, and the steps that the host asks for. prompts [P T], lengths [P]."""
 
-    def __init__(self, weights: Weights, prompts, lengths, c: ModelConfig, books: Books, dtype, tally: Tally):
+    def __init__(self, weights: Weights, prompts, lengths, responses: int, books: Books, how: Program, tally: Tally):
         self.weights, self.prompts, self.lengths = weights, prompts, lengths
-        self.c, self.books, self.dtype, self.tally = c, books, dtype, tally
-        began = time.monotonic()
-        self.decoding = jax.block_until_ready(unstacked(c, weights, dtype))
-        tally.layout_seconds = time.monotonic() - began
+        self.books, self.how, self.tally = books, how, tally
+        with tally.phase("layout"):
+            self.decoding = jax.block_until_ready(unstacked(how.c, weights, how.dtype))
         tally.layout_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.decoding))
-        slots, width = books.seats.size, prompts.shape[1]
-        self.now = width
-        self.cache = caches.empty(c, slots, caches.columns(width + STEPS), dtype)
-        zero = jnp.zeros(slots, jnp.int32)
-        hidden = jnp.zeros((slots, c.width), dtype)
-        keys = jnp.zeros((slots, 2), jnp.uint32)
-        state = Slots(hidden, keys, zero, zero, zero, zero, jnp.ones(slots, bool), jnp.zeros(slots, bool))
-        self.slots = jax.tree.map(_by_rows, state)
+        self.width = self.now = prompts.shape[1]
+        self.bands = bands(how.c)
+        self.least, self.most = caching.columns(self.width + how.steps), caching.most(self.width, responses, how.steps)
+        self.slots, self.caches, self.columns = self.room(books.seats.size, self.least)
+        self.at = [min(self.now, band.window or self.now) for band in self.bands]
         # Problems are prefilled a share at a time, when the first of them is needed.
         self.share = -(-books.seats.shape[1] // books.group)
         self.stores: dict[int, tuple] = {}
 
+    def room(self, count: int, columns: int) -> tuple[Slots, list[Cache], int]:
+        """(idle slots, empty caches, columns) for `count` slots."""
+        c, dtype = self.how.c, self.how.dtype
+        return idle(c, count, dtype), caching.empty(c, count, columns, self.how.steps, dtype), columns
+
     def store(self, number: int):
-        """The prompts of each shard's problems number · share …, with their last states and lengths."""
+        """The prompts of each shard's problems number · share …, with their last states."""
         if number not in self.stores:
             q = self.books
             chosen = np.minimum(np.arange(number * self.share, (number + 1) * self.share), q.mine - 1)
-            rows = np.minimum(np.arange(q.ways)[:, None] * q.mine + chosen, len(self.lengths) - 1).reshape(-1)
-            prompts, lengths = map(_by_rows, (self.prompts[rows], self.lengths[rows]))
-            self.stores[number] = (*prefill(self.weights, prompts, lengths, c=self.c, dtype=self.dtype), lengths)
+            rows = np.minimum(q.rows(chosen), len(self.lengths) - 1).reshape(-1)
+            with self.tally.phase("prefill"):
+                made = prefill(self.weights, self.prompts[rows], self.lengths[rows], c=self.how.c, dtype=self.how.dtype)
+                self.stores[number] = jax.block_until_ready(made)
             self.tally.prefilled += int(self.lengths[rows].sum())  # with the repetitions that fill up a share
         return self.stores[number]
 
@@ -239,47 +201,60 @@ class Sampler:
         problem, sample = q.seats // q.group, q.seats % q.group
         for number in np.unique(problem[fresh] // self.share):
             take = fresh & (problem // self.share == number)
-            rows = np.where(take, np.arange(q.ways)[:, None] * q.mine + problem, 0)
+            rows = np.where(take, q.rows(problem), 0)
             which = np.where(take, sample, 0)
-            ids = problem_ids[rows].reshape(-1), sample_ids[rows, which].reshape(-1), limits[rows, which].reshape(-1)
-            prompts, hidden, lengths = self.store(int(number))
-            source = np.where(take, problem % self.share, 0).reshape(-1).astype(np.int32)
-            take, source, *ids = map(_by_rows, (take.reshape(-1), source, *ids))
-            self.cache = caches.admit(self.cache, prompts, take, source, self.now)
-            self.slots = enter(self.slots, hidden, lengths, take, source, key, *ids, self.now)
+            source = np.where(take, problem % self.share, 0).astype(np.int32)
+            new = source, problem_ids[rows], sample_ids[rows, which], limits[rows, which]
+            q.starts = np.where(take, self.now - self.lengths[rows], q.starts)
+            self.admit(*self.store(int(number)), take.reshape(-1), *(x.reshape(-1) for x in new), key)
         first = min((seats[0] // q.group for seats in q.coming if seats), default=q.mine)
         self.stores = {n: stored for n, stored in self.stores.items() if (n + 1) * self.share > first}
 
-    def make_room(self, steps: int) -> None:
-        """Columns for `steps` more tokens: those before the first start of a busy slot are dropped, or there are more of them."""
-        b = self.cache.keys[0].shape[3]
-        if self.now + steps <= b:
-            return
-        drop = int(np.asarray(self.slots.start).reshape(self.books.seats.shape)[self.books.busy].min())
-        if any(self.books.coming):
-            drop = min(drop, self.now - self.prompts.shape[1])
-        used = self.now - drop
-        b = caches.columns(used + max(steps, used // 4))
-        self.cache = caches.resize(self.cache, drop, b)
-        self.slots = self.slots.replace(start=self.slots.start - drop)
-        self.now -= drop
+    def admit(self, prompts, hidden, take, source, problem_ids, sample_ids, limits, key) -> None:
+        with self.tally.phase("place"):
+            self.caches = caching.admit(self.caches, prompts, take, source, self.at)
+            self.slots = jax.block_until_ready(enter(self.slots, hidden, take, source, problem_ids, sample_ids, limits, key))
 
-    def decode(self, **how):
-        """One visit: tokens and log-probs [S W], and of each slot its next index, whether it is done, and whether by a stop token."""
-        self.tally.cache_bytes = max(self.tally.cache_bytes, sum(x.nbytes for x in jax.tree.leaves(self.cache)))
-        self.cache, self.slots, *said, made = decode(self.decoding, self.cache, self.slots, self.now, c=self.c, dtype=self.dtype, **how)
-        *said, made = jax.device_get((*said, self.slots.index, self.slots.done, self.slots.stopped, made))
-        self.now += int(made)
-        self.tally.decoded += int(made) * self.books.seats.size
+    def make_room(self) -> None:
+        """Columns for a visit: those before the first start of a busy slot, or outside a window, are dropped, or there are more."""
+        q, steps = self.books, self.how.steps
+        with self.tally.phase("place"):
+            if self.now + steps > self.columns:
+                drop = int(q.starts[q.busy].min())
+                if any(q.coming):
+                    drop = min(drop, self.now - self.width)
+                q.starts -= drop
+                self.now -= drop
+                self.columns = caching.following(self.columns, self.now, steps, self.least, self.most)
+                self._resize([i for i, band in enumerate(self.bands) if band.window is None])
+            sizes = [band.columns(self.columns, steps) for band in self.bands]
+            tight = [self.caches[i].columns != size or self.at[i] + steps > size for i, size in enumerate(sizes)]
+            self._resize([i for i, band in enumerate(self.bands) if band.window and tight[i]])
+
+    def _resize(self, which: list[int]) -> None:
+        for i in which:
+            band = self.bands[i]
+            used = min(self.now, band.window or self.now)
+            self.caches[i] = caching.resize(self.caches[i], self.at[i] - used, band.columns(self.columns, self.how.steps))
+            self.at[i] = used
+
+    def decode(self):
+        """One visit, on the host: tokens and log-probs [S W], and of each slot its next index, whether it is done, and by a stop token."""
+        q = self.books
+        self.tally.cache_bytes = max(self.tally.cache_bytes, sum(x.nbytes for x in jax.tree.leaves(self.caches)))
+        with self.tally.phase("decode"):
+            starts = q.starts.reshape(-1).astype(np.int32)
+            self.caches, self.slots, *said = decode(self.decoding, self.caches, self.slots, starts, self.now, self.at, self.how)
+            said = jax.device_get(everywhere((*said, self.slots.index, self.slots.done, self.slots.stopped)))
+        self.now += self.how.steps
+        self.at = [spot + self.how.steps for spot in self.at]
+        self.tally.decoded += self.how.steps * q.seats.size
         self.tally.visits += 1
         return said
 
     def compact(self, order: np.ndarray) -> None:
-        self.cache, self.slots = compact(self.cache, self.slots, _by_rows(order.reshape(-1).astype(np.int32)))
-
-
-def _by_rows(x):
-    return constrain(jnp.asarray(x), "rows", *[None] * (np.ndim(x) - 1))
+        with self.tally.phase("place"):
+            self.caches, self.slots = jax.block_until_ready(compact(self.caches, self.slots, order.reshape(-1).astype(np.int32)))
 
 
 def generate(
@@ -303,22 +278,20 @@ def generate(
 
     prompts [P T] right-padded, prompt_lengths [P], problem_ids [P], sample_ids [P G], on the host → Rollouts on the host. The token
     at response index j of a sample is drawn with key(key, problem id, sample id, j): it depends on neither its place nor its
-    neighbours nor the number of slots. limits [P G]: of single samples, at most R. The current
-    mesh says into how many shards problems and slots are split.
+    neighbours nor the number of slots. limits [P G]: of single samples, at most R. The current mesh says into how many shards
+    problems and slots are split; every process of it calls this with the same arguments and gets the same Rollouts.
     on_end(p, g, tokens) is told of every sample as it ends.
     """
-    prompts, prompt_lengths = np.asarray(prompts), np.asarray(prompt_lengths)
-    problem_ids, sample_ids = np.asarray(problem_ids), np.asarray(sample_ids)
+    problem_ids, sample_ids = np.asarray(problem_ids, np.uint32), np.asarray(sample_ids, np.uint32)
     p, g = sample_ids.shape
-    ways = rows_per_step(current_mesh())
     limits = np.full((p, g), responses, np.int32) if limits is None else np.minimum(limits, responses).astype(np.int32)
-    books = Books(p, g, ways, -(-slots // ways) * ways or -(-p // ways) * ways * g)
-    tally = Tally()
-    s = Sampler(weights, prompts, prompt_lengths, c, books, dtype, tally)
+    key = np.asarray(jax.random.key_data(key))
+    books, tally = Books(p, g, rows_per_step(current_mesh()), slots), Tally()
+    how = Program(c, sampling, stop, min(STEPS, responses), dtype)
+    s = Sampler(weights, np.asarray(prompts, np.int32), np.asarray(prompt_lengths, np.int32), responses, books, how, tally)
     out = Rollouts(
         *(np.zeros((p, g, *more), t) for more, t in (((responses,), np.int32), ((), np.int32), ((responses,), np.float32), ((), bool)))
     )
-    steps = min(STEPS, responses)
     while True:
         fresh = books.seat()
         if fresh.any():
@@ -327,26 +300,9 @@ def generate(
             break
         if (order := books.together()) is not None:
             s.compact(order)
-        s.make_room(steps)
-        said = s.decode(sampling=sampling, stop=stop, steps=steps)
-        for where in write_down(books, out, *said):
+        s.make_room()
+        for where in books.write_down(out, *s.decode()):
             if on_end:
                 on_end(*where, out.tokens[where][: out.lengths[where]])
     tally.generated = int(out.lengths.sum())
     return out, tally
-
-
-def write_down(books: Books, out: Rollouts, tokens, logprobs, index, done, stopped) -> list[tuple[int, int]]:
-    """What a visit found, into the rollouts; (problem, sample) of those that ended, whose slots become free."""
-    ended = []
-    for shard, seat in np.argwhere(books.busy):
-        row = shard * books.seats.shape[1] + seat
-        where = books.where(shard, books.seats[shard, seat])
-        before, after = out.lengths[where], index[row]
-        out.tokens[where][before:after] = tokens[row, : after - before]
-        out.logprobs[where][before:after] = logprobs[row, : after - before]
-        out.lengths[where], out.stopped[where] = after, stopped[row]
-        if done[row]:
-            books.seats[shard, seat] = -1
-            ended.append(where)
-    return ended

@@ -21,10 +21,12 @@ class RolloutConfig:
     """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number.
 
     tolerance: mean |Δ log-prob| between sampler and scorer, in nats, above which a run refuses to begin.
+    compile_first: compile every decoding program before the first step, not when a rollout first needs it.
     """
 
     slots: int = 0
     tolerance: float = 0.05
+    compile_first: bool = False
 
 
 def sample_token(key, logits, s: Sampling):

@@ -1,0 +1,147 @@
+"""`antisd bench rollout`: how fast the sampler runs a configuration on this machine, with random weights, and how fast it could.
+
+`antisd bench rollout [FILE.yaml …] [--rounds=3] [--median=0] [--key=value …]`
+The keys are those of training. Prompts are random and lengths.prompt long; responses are lengths.response long, or log-normal with
+the given median. JSON lines come out: the machine, each round, and the medians. The bound is the time that the device needs to read
+every weight once a step and each sample's keys and values once a token, or for their products, whichever is longer.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from antisd_jax import config as configuration
+from antisd_jax.arrays import named_key
+from antisd_jax.errors import UserError
+from antisd_jax.model.parameters import ModelConfig, count, declare, init
+from antisd_jax.model.settings import load_config
+from antisd_jax.model.sharding import make_mesh, param_shardings, rows_per_step, use_mesh
+from antisd_jax.rollout.books import Tally
+from antisd_jax.rollout.cache import bands
+from antisd_jax.rollout.engine import generate
+from antisd_jax.score import exact_products
+from antisd_jax.steps import model_folder
+
+
+@dataclass(frozen=True)
+class BenchConfig(configuration.Config):
+    rounds: int = 3
+    median: int = 0  # of the response lengths; 0: all of them lengths.response
+
+    def __post_init__(self):
+        if self.rounds < 1:
+            raise UserError(f"rounds: got {self.rounds}, wanted at least 1")
+        if not 0 <= self.median <= self.lengths.response:
+            raise UserError(f"median: got {self.median}, wanted 0 … lengths.response = {self.lengths.response}")
+
+
+def bench_rollout(config: BenchConfig) -> None:
+    """Print the JSON lines. One more round comes first, which compiles."""
+    c = load_config(model_folder(config.model.path, config.model.revision, weights=False))
+    mesh, dtype = make_mesh(config.mesh), config.model.dtype
+    rng = np.random.default_rng(config.seed)
+    p, g, t, r = config.problems, config.samples, config.lengths.prompt, config.lengths.response
+    limits = np.full((p, g), r)
+    if config.median:
+        limits = np.clip(np.exp(rng.normal(np.log(config.median), 1.0, (p, g))), 1, r).astype(int)
+    prompts = rng.integers(0, c.vocab, (p, t))
+    with use_mesh(mesh), exact_products(dtype):
+        rates = machine(dtype)
+        device = mesh.devices.flat[0]
+        tell(
+            devices=mesh.size, kind=device.device_kind, dtype=dtype, parameters=count(c), **{k: round(v / 1e9, 1) for k, v in rates.items()}
+        )
+        weights = random_weights(c, config.seed, mesh, dtype)
+        rows = []
+        for n in range(config.rounds + 1):
+            began = time.monotonic()
+            key, ids, samples = named_key(config.seed, n, "sample"), np.arange(p), np.tile(np.arange(g), (p, 1))
+            lengths = np.full(p, t)
+            how = dict(c=c, responses=r, sampling=config.sampling, stop=(), dtype=dtype, slots=config.rollout.slots, limits=limits)
+            _, tally = generate(weights, prompts, lengths, key, ids, samples, **how)
+            seconds = time.monotonic() - began
+            if n:
+                slots = config.rollout.slots or p * g
+                rows.append(measured(tally, seconds, least_seconds(c, t, limits, slots, tally, rates, mesh, dtype)))
+                tell(round=n, **rows[-1])
+            else:
+                tell(round="first, compiles", seconds=round(seconds, 2))
+    tell(median_of=config.rounds, **{k: statistics.median(row[k] for row in rows) for k in rows[0]})
+
+
+def tell(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def random_weights(c: ModelConfig, seed: int, mesh, dtype):
+    """Made in place, split as the mesh says."""
+
+    def make():
+        return jax.tree.map(lambda x: x.astype(dtype), init(c, seed))
+
+    return jax.jit(make, out_shardings=param_shardings(mesh, declare(c)))()
+
+
+def machine(dtype: str) -> dict[str, float]:
+    """A device's rates, measured: bytes a second that products of a large matrix and a vector read, and FLOP/s of large products."""
+    size = 8192
+    matrix = jnp.ones((size, size), dtype)
+    reads = matrix.nbytes / best_time(lambda: multiply(matrix, matrix[:, :1]))
+    return {"gb_per_s": reads, "gflop_per_s": 2 * size * size * 512 / best_time(lambda: multiply(matrix, matrix[:, :512]))}
+
+
+@jax.jit
+def multiply(a, b):
+    return a @ b
+
+
+def best_time(run, times: int = 7) -> float:
+    """Seconds of the fastest of several calls, after one that compiles."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally, rates: dict, mesh, dtype) -> float:
+    """What decoding would take if reading, or multiplying, were all that it did: see the module. lengths [P G] of responses."""
+    item = jnp.dtype(dtype).itemsize
+    ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
+    steps = max(lengths.max(), lengths.sum() / slots)
+    table = c.vocab * c.width
+    weights = tally.layout_bytes - (0 if c.tied else table * item / tensor)
+    looked_at = 0  # columns, over layers and tokens
+    for band in bands(c):
+        back = np.minimum(prompt + np.arange(lengths.max()), band.window or np.inf)
+        looked_at += len(band.layers) * np.cumsum(back)[lengths - 1].sum()
+    multiplied = count(c) - (0 if c.tied else table)
+    if c.experts:
+        multiplied -= 3 * c.layers * c.width * c.feed_forward * (c.experts.count - c.experts.per_token)
+    reads = steps * weights + 2 * c.kv_heads * c.head_dim * item * looked_at / ways / tensor
+    products = 2 * multiplied * lengths.sum() + 4 * c.heads * c.head_dim * looked_at
+    return max(reads / rates["gb_per_s"], products / ways / tensor / rates["gflop_per_s"])
+
+
+def measured(tally: Tally, seconds: float, least: float) -> dict:
+    numbers = tally.metrics()
+    return {
+        "tokens": tally.generated,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tally.generated / seconds, 1),
+        "occupancy": round(numbers["rollout/occupancy"], 4),
+        "wasted_tokens": numbers["rollout/wasted_tokens"],
+        "prefilled_tokens": tally.prefilled,
+        "cache_gib": round(numbers["rollout/cache_gib"], 4),
+        **{f"{phase}_s": round(s, 3) for phase, s in tally.seconds.items()},
+        "host_s": round(seconds - sum(tally.seconds.values()), 3),
+        "bound_s": round(least, 3),
+        "fraction_of_bound": round(least / tally.seconds["decode"], 3),
+    }
