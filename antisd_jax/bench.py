@@ -111,8 +111,8 @@ def best_time(run, times: int = 7) -> float:
     return min(seconds)
 
 
-def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally, rates: dict, mesh, dtype) -> float:
-    """What decoding would take if reading, or multiplying, were all that it did: see the module. lengths [P G] of responses."""
+def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally, rates: dict, mesh, dtype) -> tuple[float, float]:
+    """What decoding would take if reading, or if multiplying, were all that it did: see the module. lengths [P G] of responses."""
     item = jnp.dtype(dtype).itemsize
     ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
     steps = max(lengths.max(), lengths.sum() / slots)
@@ -127,10 +127,10 @@ def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally
         multiplied -= 3 * c.layers * c.width * c.feed_forward * (c.experts.count - c.experts.per_token)
     reads = steps * weights + 2 * c.kv_heads * c.head_dim * item * looked_at / ways / tensor
     products = 2 * multiplied * lengths.sum() + 4 * c.heads * c.head_dim * looked_at
-    return max(reads / rates["gb_per_s"], products / ways / tensor / rates["gflop_per_s"])
+    return reads / rates["gb_per_s"], products / ways / tensor / rates["gflop_per_s"]
 
 
-def measured(tally: Tally, seconds: float, least: float) -> dict:
+def measured(tally: Tally, seconds: float, least: tuple[float, float]) -> dict:
     numbers = tally.metrics()
     return {
         "tokens": tally.generated,
@@ -142,6 +142,7 @@ def measured(tally: Tally, seconds: float, least: float) -> dict:
         "cache_gib": round(numbers["rollout/cache_gib"], 4),
         **{f"{phase}_s": round(s, 3) for phase, s in tally.seconds.items()},
         "host_s": round(seconds - sum(tally.seconds.values()), 3),
-        "bound_s": round(least, 3),
-        "fraction_of_bound": round(least / tally.seconds["decode"], 3),
+        "reading_bound_s": round(least[0], 3),
+        "product_bound_s": round(least[1], 3),
+        "fraction_of_bound": round(max(least) / tally.seconds["decode"], 3),
     }

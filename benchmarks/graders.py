@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from results_file import write_part  # noqa: E402
-from test_math_grader import EVAL, SHARED, SUITES, compare  # noqa: E402
+from test_math_grader import EVAL, SHARED, SUITES, _another, compare  # noqa: E402
 from test_rewards import NASTY  # noqa: E402
 
 from antisd_jax.files import read_jsonl  # noqa: E402
@@ -37,27 +37,28 @@ def suites() -> str:
     return "\n".join([markdown(table), "", "Where they disagree, and why:", "", *reasons])
 
 
-def golds() -> list[tuple[str, str]]:
-    """A boxed sentence with each gold answer of the evaluation sets, and the gold."""
-    found = [p.answer for name in EVAL for p in load(DataConfig(str(SHARED / "eval" / f"{name}.jsonl")), "data")]
-    return [(f"So the answer is $\\boxed{{{g}}}$.", g) for g in found]
-
-
 def throughput(rounds: int = 5) -> str:
-    """Answers a second of a warm pool of two workers, the median of several rounds."""
-    pairs, rates = golds(), []
+    """Answers a second of a warm pool of two workers, median of several rounds, by what has to be done for them."""
+    golds = [p.answer for name in EVAL for p in load(DataConfig(str(SHARED / "eval" / f"{name}.jsonl")), "data")]
+    boxed = "So the answer is $\\boxed{{{}}}$."
+    hard = [(row["prediction"], row["gold"]) for suite in SUITES for row in compare(suite)[0]]
+    kinds = {
+        "golds of the evaluation sets, boxed": [(boxed.format(g), g) for g in golds],
+        "the same with a digit changed": [(boxed.format(_another(g)), g) for g in golds if any(c.isdigit() for c in g)],
+        "the suites above": hard,
+    }
+    table = [["answers", "number", "correct", "a second", "least … most"]]
     with Pool(RewardConfig("math", workers=2)) as pool:
         pool.start()
-        for _ in range(rounds):
-            start = time.monotonic()
-            grades = pool.grade(*map(list, zip(*pairs)))
-            rates.append(len(pairs) / (time.monotonic() - start))
-    right = sum(g.correct for g in grades)
-    low, high = min(rates), max(rates)
-    return (
-        f"{len(pairs)} gold answers of the evaluation sets, boxed: {right} correct; {statistics.median(rates):.0f} answers a second"
-        f" (median of {rounds} rounds, {low:.0f} … {high:.0f}); 256 of them take {256 / statistics.median(rates):.2f} s."
-    )
+        for kind, pairs in kinds.items():
+            rates = []
+            for _ in range(rounds):
+                start = time.monotonic()
+                grades = pool.grade(*map(list, zip(*pairs)))
+                rates.append(len(pairs) / (time.monotonic() - start))
+            right = sum(g.correct for g in grades)
+            table.append([kind, str(len(pairs)), str(right), f"{statistics.median(rates):.0f}", f"{min(rates):.0f} … {max(rates):.0f}"])
+    return markdown(table)
 
 
 def status(pid: int) -> tuple[float, int]:

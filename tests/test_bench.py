@@ -1,0 +1,63 @@
+"""antisd bench rollout: what it prints, and its bound against a count by hand; and the file that benchmarks write into."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from antisd_jax.bench import least_seconds
+from antisd_jax.cli import main
+from antisd_jax.model.parameters import LayerKind, ModelConfig
+from antisd_jax.model.rope import Rope
+from antisd_jax.rollout.books import Tally
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from results_file import write_part  # noqa: E402
+
+
+def test_the_lines_add_up(capsys):
+    options = ["--rounds=1", "--median=10", "--problems=8", "--samples=2", "--lengths.response=40", "--rollout.slots=8"]
+    assert main(["bench", "rollout", str(ROOT / "configs" / "smoke.yaml"), *options]) == 0
+    machine, first, row, medians = map(json.loads, capsys.readouterr().out.splitlines())
+    assert machine["parameters"] == 152_800 and min(machine["gb_per_s"], machine["gflop_per_s"]) > 0
+    assert first["round"].startswith("first") and row["round"] == 1 and medians["median_of"] == 1
+    assert row["occupancy"] == pytest.approx(row["tokens"] / (row["tokens"] + row["wasted_tokens"]), abs=1e-4)
+    assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"], rel=0.01)
+    phases = [row[f"{name}_s"] for name in ("layout", "prefill", "place", "decode", "host")]
+    assert sum(phases) == pytest.approx(row["seconds"], abs=0.01) and min(phases) >= 0
+    assert {k: v for k, v in row.items() if k != "round"} == {k: v for k, v in medians.items() if k != "median_of"}
+
+
+def test_the_bound_by_hand(mesh1):
+    """A prompt of 2 tokens, samples of 1 and 3: a layer without a window looks at 2, and 2 + 3 + 4 columns; one of 3 at 2, and 2 + 3 + 3."""
+    kinds = (LayerKind(Rope(1e4)), LayerKind(Rope(1e4), 3))
+    c = ModelConfig(vocab=10, width=4, layers=2, heads=2, kv_heads=1, head_dim=2, feed_forward=8, kinds=kinds)
+    rates = {"gb_per_s": 2.0, "gflop_per_s": 4.0}
+    reading, products = least_seconds(c, 2, np.array([[1, 3]]), 2, Tally(layout_bytes=1000), rates, mesh1, "float32")
+    layer = 16 + 8 + 8 + 16 + 3 * 32 + 4 + 4 + 2 + 2
+    assert reading == (3 * (1000 - 10 * 4 * 4) + 21 * 2 * 1 * 2 * 4) / 2
+    assert products == (2 * 4 * (2 * layer + 4 + 40) + 21 * 4 * 2 * 2) / 4
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["sampler"], "antisd bench: got 'sampler', wanted rollout"),
+        (["rollout", "--rounds=0"], "rounds: got 0"),
+        (["rollout", "--median=500"], "median: got 500, wanted 0 … lengths.response = 96"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(capsys, args, message):
+    assert main(["bench", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_script_replaces_its_own_part_alone(tmp_path):
+    path = tmp_path / "RESULTS.md"
+    write_part("One", "first\n\n## inside\n", path)
+    write_part("Two", "| a |", path)
+    write_part("One", "again", path)
+    assert path.read_text() == "# One\n\nagain\n\n# Two\n\n| a |\n"
