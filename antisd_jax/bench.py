@@ -71,7 +71,7 @@ def bench_rollout(config: BenchConfig) -> None:
                 tell(round=n, **rows[-1])
             else:
                 tell(round="first, compiles", seconds=round(seconds, 2))
-    tell(median_of=config.rounds, **{k: statistics.median(row[k] for row in rows) for k in rows[0]})
+    tell(median_of=config.rounds, **{k: round(statistics.median(row[k] for row in rows), 4) for k in rows[0]})
 
 
 def tell(**values) -> None:

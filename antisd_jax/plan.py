@@ -7,7 +7,7 @@ import jax
 from antisd_jax.arrays import CHUNK_TOKENS
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
-from antisd_jax.rollout.cache import most, size_bytes
+from antisd_jax.rollout.cache import ladder, size_bytes
 from antisd_jax.rollout.engine import STEPS
 from antisd_jax.steps import Policy
 
@@ -26,7 +26,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
     ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
     slots = config.rollout.slots or config.problems * config.samples
     visit = min(STEPS, policy.responses)
-    longest = most(policy.prompt_budget, policy.responses, visit)
+    longest = ladder(policy.prompt_budget, policy.responses, visit)[-1]
     length = policy.context_budget + policy.responses
     tokens = max(policy.micro_rows / ways, 1) * length
     mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor

@@ -25,7 +25,7 @@ def test_the_lines_add_up(capsys):
     assert machine["parameters"] == 152_800 and min(machine["gb_per_s"], machine["gflop_per_s"]) > 0
     assert first["round"].startswith("first") and row["round"] == 1 and medians["median_of"] == 1
     assert row["occupancy"] == pytest.approx(row["tokens"] / (row["tokens"] + row["wasted_tokens"]), abs=1e-4)
-    assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"], rel=0.01)
+    assert row["tokens_per_s"] == pytest.approx(row["tokens"] / row["seconds"], rel=0.03)
     phases = [row[f"{name}_s"] for name in ("layout", "prefill", "place", "decode", "host")]
     assert sum(phases) == pytest.approx(row["seconds"], abs=0.01) and min(phases) >= 0
     assert {k: v for k, v in row.items() if k != "round"} == {k: v for k, v in medians.items() if k != "median_of"}

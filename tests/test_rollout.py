@@ -22,7 +22,7 @@ from antisd_jax.model.rope import Rope
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, use_mesh
 from antisd_jax.plan import memory
 from antisd_jax.rollout.books import Books, Tally
-from antisd_jax.rollout.cache import columns, size_bytes
+from antisd_jax.rollout.cache import columns, following, ladder, size_bytes
 from antisd_jax.rollout.engine import Program, Sampler, decode, generate
 from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
 from antisd_jax.rollout.warm import compile_all, shapes
@@ -217,6 +217,14 @@ def test_the_books_bring_every_sample_once_whatever_ends_when(problems, group, w
         books.seats[rng.random(books.seats.shape) < 0.3] = -1
     assert sorted(seen) == [(p, g) for p in range(problems) for g in range(group)]
     assert not any(books.coming)
+
+
+def test_the_ladder_of_columns_is_short_and_ends_with_what_is_needed():
+    assert ladder(6, 12, 12) == [64] and ladder(64, 256, 16) == [128, 192, 256, 320]
+    assert ladder(2048, 16384, 16) == [3072, 4096, 6144, 8192, 12288, 16384, 18432]
+    sizes = ladder(2048, 16384, 16)
+    assert following(3072, 3060, 16, sizes) == 4096 and following(16384, 16380, 16, sizes) == 18432
+    assert following(12288, 100, 16, sizes) == 8192, "one rung at a time"
 
 
 def test_columns_grow_in_steps_of_a_half_and_a_third():

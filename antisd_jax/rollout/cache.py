@@ -28,6 +28,7 @@ from antisd_jax.model.sharding import constrain, on_shards
 
 KEYS, VALUES = ("rows", "kv_heads", None, None), ("rows", "kv_heads", None, None)
 LEAST_COLUMNS = 128
+LANES = 64  # the last size is a multiple of this
 
 
 @struct.dataclass
@@ -69,15 +70,19 @@ def columns(needed: int) -> int:
     return size
 
 
-def following(b: int, used: int, steps: int, least: int, most: int) -> int:
-    """How many columns come after b of them, when `used` are kept: a quarter more, and for few programs at most one size smaller."""
-    smaller = b * 3 // 4 if b & (b - 1) == 0 else b // 3 * 2
-    return min(max(columns(used + max(steps, used // 4)), smaller, least), most)
+def ladder(prompt: int, responses: int, steps: int) -> list[int]:
+    """The numbers of columns that such samples come to, decoding `steps` tokens at a time. The last is all that is ever needed."""
+    most = -(-(prompt + -(-responses // steps) * steps) // LANES) * LANES
+    sizes = [columns(prompt + steps)]
+    while sizes[-1] < most:
+        sizes.append(columns(sizes[-1] + 1))
+    return [*sizes[:-1], most]
 
 
-def most(prompt: int, responses: int, steps: int) -> int:
-    """Columns that are ever needed, decoding `steps` tokens at a time."""
-    return columns(prompt + -(-responses // steps) * steps)
+def following(b: int, used: int, steps: int, ladder: list[int]) -> int:
+    """The size after b, when `used` columns are kept: a quarter more than those, and for few programs at most one rung down."""
+    wanted = next((size for size in ladder if size >= used + max(steps, used // 4)), ladder[-1])
+    return max(wanted, ladder[max(ladder.index(b) - 1, 0)])
 
 
 def size_bytes(c: ModelConfig, slots: int, b: int, steps: int, dtype) -> int:
@@ -156,9 +161,8 @@ def resize(cache: Cache, drop: int, b: int) -> Cache:
 
 @partial(jax.jit, static_argnames=("b", "axis"))
 def _resize(x, drop, b: int, axis: int):
-    x = jnp.roll(x, -drop, axis)
-    more = [(0, max(b - x.shape[axis], 0) if i == axis else 0) for i in range(4)]
-    return jax.lax.slice_in_dim(jnp.pad(x, more), 0, b, axis=axis)
+    more = [(0, b if i == axis else 0) for i in range(4)]
+    return jax.lax.dynamic_slice_in_dim(jnp.pad(x, more), drop, b, axis)
 
 
 def gathered(tree, source):

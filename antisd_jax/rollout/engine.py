@@ -171,8 +171,8 @@ class Sampler:
         tally.layout_bytes = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(self.decoding))
         self.width = self.now = prompts.shape[1]
         self.bands = bands(how.c)
-        self.least, self.most = caching.columns(self.width + how.steps), caching.most(self.width, responses, how.steps)
-        self.slots, self.caches, self.columns = self.room(books.seats.size, self.least)
+        self.ladder = caching.ladder(self.width, responses, how.steps)
+        self.slots, self.caches, self.columns = self.room(books.seats.size, self.ladder[0])
         self.at = [min(self.now, band.window or self.now) for band in self.bands]
         # Problems are prefilled a share at a time, when the first of them is needed.
         self.share = -(-books.seats.shape[1] // books.group)
@@ -225,7 +225,7 @@ class Sampler:
                     drop = min(drop, self.now - self.width)
                 q.starts -= drop
                 self.now -= drop
-                self.columns = caching.following(self.columns, self.now, steps, self.least, self.most)
+                self.columns = caching.following(self.columns, self.now, steps, self.ladder)
                 self._resize([i for i, band in enumerate(self.bands) if band.window is None])
             sizes = [band.columns(self.columns, steps) for band in self.bands]
             tight = [self.caches[i].columns != size or self.at[i] + steps > size for i, size in enumerate(sizes)]

@@ -13,7 +13,7 @@ from antisd_jax.rollout.engine import Program, Sampler
 
 def shapes(seats: int, prompt: int, responses: int, steps: int) -> list[tuple[int, int]]:
     """(slots of a shard, columns) of every decoding program."""
-    return [(n, b) for n in _fewer(seats) for b in _columns(prompt, responses, steps)]
+    return [(n, b) for n in _fewer(seats) for b in caching.ladder(prompt, responses, steps)]
 
 
 def _fewer(seats: int) -> Iterator[int]:
@@ -24,21 +24,15 @@ def _fewer(seats: int) -> Iterator[int]:
         seats = -(-seats // COMPACT)
 
 
-def _columns(prompt: int, responses: int, steps: int) -> Iterator[int]:
-    b, most = caching.columns(prompt + steps), caching.most(prompt, responses, steps)
-    while b <= most:
-        yield b
-        b = caching.columns(b + 1)
-
-
 def compile_all(weights, problems: int, group: int, prompt: int, responses: int, how: Program, slots: int) -> int:
     """Run each program once, on nothing; returns how many decoding programs there are. The arguments are those of `generate`."""
     books = Books(problems, group, rows_per_step(current_mesh()), slots)
     nobody, one = np.zeros((problems, prompt), np.int32), np.ones(problems, np.int32)
     s = Sampler(weights, nobody, one, responses, books, how, Tally())
     prompts, hidden = s.store(0)
-    seats, ladder = books.seats.shape[1], list(_columns(prompt, responses, how.steps))
-    for n, b in shapes(seats, prompt, responses, how.steps):
+    seats = books.seats.shape[1]
+    programs = shapes(seats, prompt, responses, how.steps)
+    for n, b in programs:
         count = books.ways * n
         books.seats, books.starts = np.full((books.ways, n), -1), np.zeros((books.ways, n), int)
         s.slots, s.caches, s.columns = s.room(count, b)
@@ -48,9 +42,10 @@ def compile_all(weights, problems: int, group: int, prompt: int, responses: int,
             idle = [np.zeros(count, t) for t in (np.int32, np.uint32, np.uint32, np.int32)]  # source, problem and sample ids, limits
             s.admit(prompts, hidden, np.zeros(count, bool), *idle, np.zeros(2, np.uint32))
         s.decode()
-        for other in ladder[max(ladder.index(b) - 1, 0) : ladder.index(b) + 2]:
+        rung = s.ladder.index(b)
+        for other in s.ladder[max(rung - 1, 0) : rung + 2]:
             for band, cache in zip(s.bands, s.caches):
                 caching.resize(Cache(list(cache.keys), list(cache.values)), 0, band.columns(other, how.steps))
         if -(-n // COMPACT) < n:
             s.compact(np.zeros((books.ways, -(-n // COMPACT)), int))
-    return len(ladder) * len(list(_fewer(seats)))
+    return len(programs)
