@@ -3,7 +3,8 @@
 `antisd bench rollout [FILE.yaml …] [--rounds=3] [--median=0] [--key=value …]`
 The keys are those of training. Prompts are random and lengths.prompt long; responses are lengths.response long, or log-normal with
 the given median. JSON lines come out: the machine, each round, and the medians. The bound is the time that the device needs to read
-every weight once a step and each sample's keys and values once a token, or for their products, whichever is longer.
+every weight once a step (of a mixture, all experts) and each sample's keys and values once a token, or for their products,
+whichever is longer.
 """
 
 import json
@@ -20,7 +21,7 @@ from antisd_jax.arrays import named_key
 from antisd_jax.errors import UserError
 from antisd_jax.model.parameters import ModelConfig, count, declare, init
 from antisd_jax.model.settings import load_config
-from antisd_jax.model.sharding import make_mesh, param_shardings, rows_per_step, use_mesh
+from antisd_jax.model.sharding import keep_programs, make_mesh, param_shardings, rows_per_step, use_mesh
 from antisd_jax.rollout.books import Tally
 from antisd_jax.rollout.cache import bands
 from antisd_jax.rollout.engine import generate
@@ -44,6 +45,7 @@ def bench_rollout(config: BenchConfig) -> None:
     """Print the JSON lines. One more round comes first, which compiles."""
     c = load_config(model_folder(config.model.path, config.model.revision, weights=False))
     mesh, dtype = make_mesh(config.mesh), config.model.dtype
+    keep_programs(mesh)
     rng = np.random.default_rng(config.seed)
     p, g, t, r = config.problems, config.samples, config.lengths.prompt, config.lengths.response
     limits = np.full((p, g), r)
@@ -54,9 +56,13 @@ def bench_rollout(config: BenchConfig) -> None:
         rates = machine(dtype)
         device = mesh.devices.flat[0]
         tell(
-            devices=mesh.size, kind=device.device_kind, dtype=dtype, parameters=count(c), **{k: round(v / 1e9, 1) for k, v in rates.items()}
+            devices=mesh.size,
+            kind=device.device_kind,
+            dtype=dtype,
+            parameters=count(c),
+            **{f"g{k}": round(v / 1e9, 1) for k, v in rates.items()},
         )
-        weights = random_weights(c, config.seed, mesh, dtype)
+        weights = random_weights(c, config.seed, mesh)
         rows = []
         for n in range(config.rounds + 1):
             began = time.monotonic()
@@ -66,7 +72,7 @@ def bench_rollout(config: BenchConfig) -> None:
             _, tally = generate(weights, prompts, lengths, key, ids, samples, **how)
             seconds = time.monotonic() - began
             if n:
-                slots = config.rollout.slots or p * g
+                slots = -(-(config.rollout.slots or p * g) // rows_per_step(mesh)) * rows_per_step(mesh)
                 rows.append(measured(tally, seconds, least_seconds(c, t, limits, slots, tally, rates, mesh, dtype)))
                 tell(round=n, **rows[-1])
             else:
@@ -78,36 +84,35 @@ def tell(**values) -> None:
     print(json.dumps(values), flush=True)
 
 
-def random_weights(c: ModelConfig, seed: int, mesh, dtype):
-    """Made in place, split as the mesh says."""
-
-    def make():
-        return jax.tree.map(lambda x: x.astype(dtype), init(c, seed))
-
-    return jax.jit(make, out_shardings=param_shardings(mesh, declare(c)))()
+def random_weights(c: ModelConfig, seed: int, mesh):
+    """Float32, as in training; made in place, split as the mesh says."""
+    return jax.jit(lambda: init(c, seed), out_shardings=param_shardings(mesh, declare(c)))()
 
 
 def machine(dtype: str) -> dict[str, float]:
     """A device's rates, measured: bytes a second that products of a large matrix and a vector read, and FLOP/s of large products."""
-    size = 8192
+    size, wide = 8192, 512
     matrix = jnp.ones((size, size), dtype)
-    reads = matrix.nbytes / best_time(lambda: multiply(matrix, matrix[:, :1]))
-    return {"gb_per_s": reads, "gflop_per_s": 2 * size * size * 512 / best_time(lambda: multiply(matrix, matrix[:, :512]))}
+    seconds = {columns: best_time(matrix, jnp.ones((size, columns), dtype)) for columns in (1, wide)}
+    return {"bytes_per_s": matrix.nbytes / seconds[1], "flop_per_s": 2 * size * size * wide / seconds[wide]}
+
+
+PRODUCTS = 4  # in one call, each of the one before, so that its launch weighs little
 
 
 @jax.jit
-def multiply(a, b):
-    return a @ b
+def powers(a, b):
+    return jax.lax.fori_loop(0, PRODUCTS, lambda _, x: (a @ x) * 1e-4, b)
 
 
-def best_time(run, times: int = 7) -> float:
-    """Seconds of the fastest of several calls, after one that compiles."""
-    jax.block_until_ready(run())
+def best_time(a, b, times: int = 5) -> float:
+    """Seconds of a product a @ b: the fastest of several calls of a few, after one that compiles."""
+    jax.block_until_ready(powers(a, b))
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - began)
+        jax.block_until_ready(powers(a, b))
+        seconds.append((time.perf_counter() - began) / PRODUCTS)
     return min(seconds)
 
 
@@ -127,7 +132,7 @@ def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally
         multiplied -= 3 * c.layers * c.width * c.feed_forward * (c.experts.count - c.experts.per_token)
     reads = steps * weights + 2 * c.kv_heads * c.head_dim * item * looked_at / ways / tensor
     products = 2 * multiplied * lengths.sum() + 4 * c.heads * c.head_dim * looked_at
-    return reads / rates["gb_per_s"], products / ways / tensor / rates["gflop_per_s"]
+    return reads / rates["bytes_per_s"], products / ways / tensor / rates["flop_per_s"]
 
 
 def measured(tally: Tally, seconds: float, least: tuple[float, float]) -> dict:

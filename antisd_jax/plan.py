@@ -5,6 +5,7 @@ import math
 import jax
 
 from antisd_jax.arrays import CHUNK_TOKENS
+from antisd_jax.model.decoder import abstract_decoding
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.rollout.cache import ladder, size_bytes
@@ -18,13 +19,13 @@ def memory(config, policy: Policy) -> dict[str, float]:
     """Estimated bytes a device, by what they hold. Stated formulas, not measurements.
 
     state: float32 weights, gradient and two moments, as the mesh divides them. decoding: the sampler's copy of the weights. cache: its
-    keys and values, when a response is at its longest. activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
+    keys and values, when a response is at its longest (stored prompts not counted). activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
     logits: one chunk's, with its probabilities and gradient.
     """
     m, mesh = policy.model, policy.mesh
     item = 2 if policy.dtype == "bfloat16" else 4
     ways, tensor = rows_per_step(mesh), mesh.shape["tensor"]
-    slots = config.rollout.slots or config.problems * config.samples
+    slots = -(-(config.rollout.slots or config.problems * config.samples) // ways) * ways
     visit = min(STEPS, policy.responses)
     longest = ladder(policy.prompt_budget, policy.responses, visit)[-1]
     length = policy.context_budget + policy.responses
@@ -36,10 +37,10 @@ def memory(config, policy: Policy) -> dict[str, float]:
     layer = 4 * m.width + projected + 3 * hidden + copies
     saved = projected + m.width + (0 if m.experts else 2 * hidden)
     kept = {"full": 0, "attention": mixed, "dots": saved, "none": layer}[config.optim.remat]
-    shards = jax.tree.leaves(abstract(m, mesh))
+    shards, copies = jax.tree.leaves(abstract(m, mesh)), jax.tree.leaves(abstract_decoding(m, mesh, policy.dtype))
     return {
         "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
-        "decoding": item * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
+        "decoding": sum(math.prod(w.sharding.shard_shape(w.shape)) * w.dtype.itemsize for w in copies),
         "cache": size_bytes(m, slots, longest, visit, policy.dtype) / ways / tensor,
         "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
         "activations": tokens * item * (m.layers * (m.width + kept) + layer),

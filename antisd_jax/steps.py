@@ -24,7 +24,7 @@ from antisd_jax.objective.loss import row_weights
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.books import Tally
-from antisd_jax.rollout.engine import STEPS, Program, generate
+from antisd_jax.rollout.engine import generate, program
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.rollout.warm import compile_all
 from antisd_jax.score import score
@@ -118,7 +118,7 @@ def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, 
 
 def compile_rollouts(policy: Policy, weights, problems: int, group: int, sampling: Sampling) -> int:
     """Compile ahead what `roll_out` needs for so many problems; the number of decoding programs."""
-    how = Program(policy.model, sampling, policy.stop, min(STEPS, policy.responses), policy.dtype)
+    how = program(policy.model, sampling, policy.stop, policy.responses, policy.dtype)
     return compile_all(weights, problems, group, policy.prompt_budget, policy.responses, how, policy.slots)
 
 

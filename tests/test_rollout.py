@@ -2,6 +2,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -23,9 +25,9 @@ from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, us
 from antisd_jax.plan import memory
 from antisd_jax.rollout.books import Books, Tally
 from antisd_jax.rollout.cache import columns, following, ladder, size_bytes
-from antisd_jax.rollout.engine import Program, Sampler, decode, generate
+from antisd_jax.rollout.engine import Program, Sampler, decode, generate, program
 from antisd_jax.rollout.sampling import Sampling, look_up, sample_token, truncate
-from antisd_jax.rollout.warm import compile_all, shapes
+from antisd_jax.rollout.warm import compile_all
 from antisd_jax.score import score
 from antisd_jax.steps import build_policy, roll_out
 from antisd_jax.text.rows import Problem
@@ -95,12 +97,12 @@ def test_a_rollout_does_not_depend_on_its_place_in_the_batch(model, weights):
     assert (alone.tokens[0] == whole.tokens[1]).all()
 
 
-@pytest.fixture(scope="module", params=["full", "windowed"])
+@pytest.fixture(scope="module", params=[None, 4, 24, 150])
 def policy(request, model, weights):
-    """(numbers, weights); windowed: every other layer looks back 24 tokens, and keeps 128 columns where the others grow to 192."""
-    if request.param == "full":
+    """(numbers, weights). Of a window every other layer: 4 is shorter than a prompt, 24 keeps 128 columns, 150 grows a while and is moved."""
+    if request.param is None:
         return model, weights
-    return replace(model, kinds=(LayerKind(Rope(1e4), 24), *model.kinds)), weights
+    return replace(model, kinds=(LayerKind(Rope(1e4), request.param), *model.kinds)), weights
 
 
 def long(policy, slots=0, **options):
@@ -130,7 +132,7 @@ def test_every_sample_is_told_once_when_it_ends(policy):
 
 
 def test_log_probs_stay_the_scorers_over_many_columns(policy):
-    """400 tokens: columns grow four times; layers with a window give up theirs three times."""
+    """400 tokens: columns grow four times, and layers with a window give up theirs."""
     out, _ = long(policy, 5, responses=400, stop=(), limits=np.array([[400, 30, 350], [90, 5, 380], [16, 200, 33], [260, 1, 17]]))
     rows = np.zeros((1, 12, 406), np.int32)
     lengths = np.zeros((2, 1, 12), np.int32)
@@ -174,13 +176,19 @@ def whole_stories(model, weights):
     return dict(zip(ids, out.tokens))
 
 
-@pytest.mark.parametrize("slots", [5])
-def test_nothing_is_compiled_after_all_was_compiled_ahead(policy, slots):
-    """Whatever ends when: 240 tokens, several numbers of columns and slots."""
+@pytest.mark.parametrize("mesh", [None, MeshConfig(4, 1, 2)])
+def test_nothing_is_compiled_after_all_was_compiled_ahead(model, weights, mesh):
+    """Whatever ends when: 240 tokens, three numbers of columns and of slots. On a mesh four shards, whose slots are never moved together."""
     jax.clear_caches()
-    how = Program(policy[0], Sampling(1.5), (0,), 16, jnp.float32)
-    programs = compile_all(policy[1], len(PROMPTS), G, 6, 240, how, slots)
-    assert programs == len(shapes(slots or 12, 6, 240, 16)) == 3 * 3
+    numbers = replace(model, kinds=(LayerKind(Rope(1e4), 24), *model.kinds))
+    policy, context, sizes = (numbers, weights), nullcontext(), 3 * 3
+    if mesh:
+        mesh = make_mesh(mesh)
+        policy, context, sizes = (numbers, jax.device_put(weights, param_shardings(mesh, declare(model)))), use_mesh(mesh), 3 * 2
+    how = program(policy[0], Sampling(1.5), (0,), 240, jnp.float32)
+    with context:
+        programs = compile_all(policy[1], len(PROMPTS), G, 6, 240, how, 5)
+    assert programs == sizes
     compiled, _ = [], named_key(0, 1, "sample")
 
     def heard(event, seconds, **_):
@@ -190,7 +198,8 @@ def test_nothing_is_compiled_after_all_was_compiled_ahead(policy, slots):
     try:
         rng = np.random.default_rng(0)
         for n in range(4):
-            long(policy, slots, responses=240, limits=np.clip(np.exp(rng.normal(3.5, 1.5, (4, G))), 1, 240).astype(int))
+            with use_mesh(mesh) if mesh else nullcontext():
+                long(policy, 5, responses=240, limits=np.clip(np.exp(rng.normal(3.5, 1.5, (4, G))), 1, 240).astype(int))
     finally:
         jax.monitoring.unregister_event_duration_listener(heard)
     assert compiled == []
@@ -231,19 +240,22 @@ def test_columns_grow_in_steps_of_a_half_and_a_third():
     assert [columns(n) for n in (1, 128, 129, 192, 193, 300, 385, 16_384, 16_385)] == [128, 128, 192, 192, 256, 384, 512, 16_384, 24_576]
 
 
-@pytest.mark.parametrize("slots", [0, 16])
+@pytest.mark.parametrize("slots", [0, 14])
 def test_the_plan_says_how_large_the_cache_becomes(slots):
-    config = load([str(ROOT / "configs" / "smoke.yaml")], ["problems=8", "samples=4", f"rollout.slots={slots}"])
+    config = load(
+        [str(ROOT / "configs" / "smoke.yaml")], ["problems=8", "samples=4", f"rollout.slots={slots}", "mesh.fsdp=2", "mesh.tensor=2"]
+    )
     policy, folder = build_policy(config)
     problems = [Problem(i, "", "", None, "", str(i), (1,) * config.lengths.prompt) for i in range(8)]
     with use_mesh(policy.mesh):
         weights = hf.load_weights(folder, policy.model, policy.mesh)
         _, tally = roll_out(replace(policy, stop=()), weights, problems, 4, named_key(0, "plan"), Sampling())
     assert tally.cache_bytes == memory(config, policy)["cache"] * policy.mesh.size
+    assert tally.layout_bytes == memory(config, policy)["decoding"]
 
 
 def test_the_cache_is_as_large_as_it_is_said_to_be(model, weights):
-    """Columns for the prompt, what is written when the last two samples have said 112 tokens, and one visit more."""
+    """Samples of 16 tokens pass through two slots, six after another: the last visit ends at column 102."""
     _, tally = long((model, weights), slots=2, stop=(), limits=np.full((len(PROMPTS), G), 16))
     assert tally.cache_bytes == size_bytes(model, 2, 128, 16, "float32") == 2 * 2 * 2 * 2 * 8 * 128 * 4
     assert tally.decoded == tally.generated == 12 * 16 and tally.visits == 6 and tally.prefilled == 12
@@ -295,7 +307,7 @@ def test_the_same_tokens_on_every_mesh(model, weights, mesh):
 
 
 def test_two_processes_sample_the_same_together(model, weights, tmp_path):
-    """Two devices each, over loopback: every process gets all that one alone samples."""
+    """Two devices each, over loopback, two shards of four slots: every process gets all that one alone samples."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -304,12 +316,13 @@ def test_two_processes_sample_the_same_together(model, weights, tmp_path):
     commands = [[sys.executable, str(script), str(port), "2", str(n), str(outputs[n])] for n in range(2)]
     processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}) for c in commands]
     try:
-        errors = [p.communicate(timeout=240)[1] for p in processes]
+        while (codes := [p.poll() for p in processes]) != [0, 0] and not any(codes):
+            time.sleep(0.1)
     finally:
         for p in processes:
             p.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(e[-2000:] for e in errors)
-    alone, _ = long((model, weights))
+    assert codes == [0, 0], "\n".join(p.stderr.read()[-2000:] for p in processes)
+    alone, _ = long((replace(model, kinds=(LayerKind(Rope(1e4), 24), *model.kinds)), weights))
     for output in map(np.load, outputs):
         assert (output["tokens"] == alone.tokens).all() and (output["lengths"] == alone.lengths).all()
         assert (output["stopped"] == alone.stopped).all() and np.allclose(output["logprobs"], alone.logprobs, atol=1e-4)

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
+from jax.sharding import NamedSharding
 
 from antisd_jax.model.attention import attention
 from antisd_jax.model.moe import load, mixture, route
 from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights, declare
 from antisd_jax.model.rope import rotate
-from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain
+from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain, spec
 
 # What the backward pass finds of a layer instead of computing it again.
 REMAT = {
@@ -140,14 +141,30 @@ def unstacked(c: ModelConfig, weights: Weights, dtype) -> DecodeWeights:
     """Copies in the dtype of decoding (norm scales keep theirs), laid out for it: see DECODE_RULES. Experts stay where they are."""
 
     def placed(a, axes):
-        rules = RULES if "experts" in axes else DECODE_RULES
-        return constrain(a.astype(dtype) if a.ndim > 1 else a, *axes, rules=rules)
+        return constrain(a.astype(dtype) if a.ndim > 1 else a, *axes, rules=_decode_rules(axes))
 
     declared = declare(c)
     layers = [jax.tree.map(lambda p, a, i=i: placed(a[i], p.axes[1:]), declared.layers, weights.layers) for i in range(c.layers)]
     table = declared.embedding.axes
     unembedding = None if c.tied else placed(weights.unembedding, table)
     return DecodeWeights(placed(weights.embedding, table), unembedding, placed(weights.norm, declared.norm.axes), layers)
+
+
+def _decode_rules(axes):
+    return RULES if "experts" in axes else DECODE_RULES
+
+
+def abstract_decoding(c: ModelConfig, mesh, dtype) -> DecodeWeights:
+    """Shapes, dtypes and shardings of what `unstacked` gives on a mesh, without any data."""
+    declared = declare(c)
+
+    def one(axes, shape):
+        kind = jnp.dtype(dtype) if len(shape) > 1 else jnp.dtype(jnp.float32)
+        return jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec(axes, _decode_rules(axes))))
+
+    layer = jax.tree.map(lambda p: one(p.axes[1:], p.shape[1:]), declared.layers)
+    tables = [None if p is None else one(p.axes, p.shape) for p in (declared.embedding, declared.unembedding, declared.norm)]
+    return DecodeWeights(*tables, [layer] * c.layers)
 
 
 def decode_step(c: ModelConfig, weights: DecodeWeights, tokens, positions, attend, dtype=jnp.float32):

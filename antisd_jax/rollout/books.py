@@ -20,7 +20,7 @@ PHASES = ("layout", "prefill", "place", "decode")
 class Tally:
     """What a call of `generate` did. Tokens are response tokens but for the prefilled.
 
-    seconds: of the device, by phase: weights into decoding's layout, prefill, placing (admission, columns, moving together), decoding.
+    seconds: by phase, of which timing_s/gen is made but for the host's own work: weights into decoding's layout, prefill, placing (admission, columns, moving together), decoding.
     """
 
     generated: int = 0
@@ -38,7 +38,7 @@ class Tally:
         self.seconds[name] += time.monotonic() - began
 
     def metrics(self) -> dict:
-        """rollout/…, and timing_s/… of the phases, which are parts of timing_s/gen."""
+        """rollout/…, and timing_s/gen_… of the phases, which are parts of timing_s/gen."""
         return {
             "rollout/occupancy": self.generated / max(self.decoded, 1),
             "rollout/wasted_tokens": self.decoded - self.generated,
@@ -46,11 +46,11 @@ class Tally:
             "rollout/visits": self.visits,
             "rollout/cache_gib": self.cache_bytes / 2**30,
             "rollout/layout_gib": self.layout_bytes / 2**30,
-        } | {f"timing_s/{name}": seconds for name, seconds in self.seconds.items()}
+        } | {f"timing_s/gen_{name}": seconds for name, seconds in self.seconds.items()}
 
 
 class Books:
-    """Which sample is in which slot, and what is still to come. A shard has its own problems and slots.
+    """Which sample is in which slot, and what is still to come. A shard has its own problems and slots: seats, starts [ways seats].
 
     slots: at least so many in all, as many in every shard; 0: one for every sample.
     """
@@ -67,7 +67,7 @@ class Books:
         return self.seats >= 0
 
     def seat(self) -> np.ndarray:
-        """Fill free slots; True for the slots that got a new sample."""
+        """Fill free slots; [ways seats] True for the slots that got a new sample."""
         fresh = np.zeros(self.seats.shape, bool)
         for shard, free in np.argwhere(~self.busy):
             if self.coming[shard]:
@@ -84,7 +84,7 @@ class Books:
         return np.arange(self.ways)[:, None] * self.mine + problem
 
     def together(self) -> np.ndarray | None:
-        """When no more are coming and few slots are busy: the slots to keep, by shard, busy ones first. Else None."""
+        """When no more are coming and few slots are busy: the slots to keep [ways fewer], by shard, busy ones first. Else None."""
         size = self.seats.shape[1]
         fewer = -(-size // COMPACT)
         if fewer == size or any(self.coming) or self.busy.sum(axis=1).max() > fewer:
@@ -94,7 +94,10 @@ class Books:
         return order
 
     def write_down(self, out: Rollouts, tokens, logprobs, index, done, stopped) -> list[tuple[int, int]]:
-        """What a visit found, into the rollouts; (problem, sample) of those that ended, whose slots become free."""
+        """What a visit found, into the rollouts; (problem, sample) of those that ended, whose slots become free.
+
+        tokens and logprobs [S W]; index, done and stopped [S], as they are after the visit.
+        """
         ended = []
         for shard, seat in np.argwhere(self.busy):
             row = shard * self.seats.shape[1] + seat

@@ -1,6 +1,6 @@
 """The sampler's cache: a slot for every sample in flight, and columns that all slots share.
 
-A token of slot s stands in the same column in every layer. All slots write one column at a time, the next one; a slot's sequence
+A token of slot s stands in the same column in every layer of a band. All slots write one column at a time, the next one; a slot's sequence
 is the columns from its start to the last written, wherever it began. So writing is one contiguous update, whatever the slots'
 lengths are, and a sliding window is the last columns for everybody.
 
@@ -26,7 +26,7 @@ from flax import struct
 from antisd_jax.model.parameters import ModelConfig
 from antisd_jax.model.sharding import constrain, on_shards
 
-KEYS, VALUES = ("rows", "kv_heads", None, None), ("rows", "kv_heads", None, None)
+AXES = ("rows", "kv_heads", None, None)
 LEAST_COLUMNS = 128
 LANES = 64  # the last size is a multiple of this
 
@@ -97,8 +97,8 @@ def empty(c: ModelConfig, slots: int, b: int, steps: int, dtype) -> list[Cache]:
 
     def one(band: Band) -> Cache:
         width = band.columns(b, steps)
-        keys = [constrain(jnp.zeros((slots, c.kv_heads, c.head_dim, width), dtype), *KEYS) for _ in band.layers]
-        values = [constrain(jnp.zeros((slots, c.kv_heads, width, c.head_dim), dtype), *VALUES) for _ in band.layers]
+        keys = [constrain(jnp.zeros((slots, c.kv_heads, c.head_dim, width), dtype), *AXES) for _ in band.layers]
+        values = [constrain(jnp.zeros((slots, c.kv_heads, width, c.head_dim), dtype), *AXES) for _ in band.layers]
         return Cache(keys, values)
 
     return [one(band) for band in bands(c)]
@@ -141,12 +141,12 @@ def admit(caches: list[Cache], prompts: list[Cache], take, source, at) -> list[C
         block = jnp.where(take[:, None, None, None], stored[source], jax.lax.dynamic_slice_in_dim(x, now - width, width, axis))
         return jax.lax.dynamic_update_slice_in_dim(x, block, now - width, axis)
 
-    def layers(xs, stored, now, axes, axis):
-        f = on_shards(partial(place, axis=axis), (axes, axes, ("rows",), ("rows",), ()), axes)
+    def layers(xs, stored, now, axis):
+        f = on_shards(partial(place, axis=axis), (AXES, AXES, ("rows",), ("rows",), ()), AXES)
         return [f(x, s, take, source, now) for x, s in zip(xs, stored)]
 
     def one(cache, prompts, now) -> Cache:
-        return Cache(layers(cache.keys, prompts.keys, now, KEYS, 3), layers(cache.values, prompts.values, now, VALUES, 2))
+        return Cache(layers(cache.keys, prompts.keys, now, 3), layers(cache.values, prompts.values, now, 2))
 
     return [one(*band) for band in zip(caches, prompts, at)]
 
@@ -155,12 +155,13 @@ def resize(cache: Cache, drop: int, b: int) -> Cache:
     """b columns, from column `drop` on. Array by array, each given up before the next: two whole caches never exist."""
     for arrays, axis in ((cache.keys, 3), (cache.values, 2)):
         for i, x in enumerate(arrays):
-            arrays[i] = _resize(x, drop, b, axis)
+            arrays[i] = resized(x, drop, b, axis)
     return cache
 
 
 @partial(jax.jit, static_argnames=("b", "axis"))
-def _resize(x, drop, b: int, axis: int):
+def resized(x, drop, b: int, axis: int):
+    """b columns of an array [S K C B] or [S K B C], from column `drop` on; axis: where its columns are."""
     more = [(0, b if i == axis else 0) for i in range(4)]
     return jax.lax.dynamic_slice_in_dim(jnp.pad(x, more), drop, b, axis)
 
@@ -169,7 +170,7 @@ def gathered(tree, source):
     """Slots source [S'] (numbers within their own shard) of arrays [S …]."""
 
     def one(x):
-        axes = ("rows", "kv_heads", None, None) if x.ndim == 4 else ("rows", *[None] * (x.ndim - 1))
+        axes = AXES if x.ndim == 4 else ("rows", *[None] * (x.ndim - 1))
         return on_shards(lambda a, i: a[i], (axes, ("rows",)), axes)(x, source)
 
     return jax.tree.map(one, tree)

@@ -3,8 +3,8 @@ many tokens at a time.
 
 The host knows which sample is in which slot (books.py). It fills free slots, lets the device decode STEPS tokens, and looks who
 has ended; when no more are coming and most slots are free it moves those still busy together. On several devices each works
-through the samples of its own problems, and nothing travels between them but for the tensor axis, and the few numbers a visit
-that every host needs to know.
+through the samples of its own problems, and nothing travels between them but for the tensor and expert axes, and the few numbers
+a visit that every host needs to know.
 
 Shape letters: P problems, G samples a problem, S slots, N prompts, T prompt tokens, R response tokens, D width, W tokens a visit.
 """
@@ -41,6 +41,11 @@ class Program:
     stop: tuple[int, ...]
     steps: int
     dtype: Any
+
+
+def program(c: ModelConfig, sampling: Sampling, stop: tuple[int, ...], responses: int, dtype) -> Program:
+    """The Program of responses of at most so many tokens."""
+    return Program(c, sampling, stop, min(STEPS, responses), dtype)
 
 
 @struct.dataclass
@@ -154,10 +159,9 @@ def everywhere(tree):
 
 
 @jax.jit
-def compact(caches: list[Cache], slots: Slots, source) -> tuple[list[Cache], Slots]:
-    """The slots source [S'] alone."""
-    source = by_rows(source)
-    return caching.gathered(caches, source), caching.gathered(slots, source)
+def chosen(tree, source):
+    """The slots source [S'] of arrays [S …] alone."""
+    return caching.gathered(tree, by_rows(source))
 
 
 class Sampler:
@@ -175,7 +179,7 @@ class Sampler:
         self.slots, self.caches, self.columns = self.room(books.seats.size, self.ladder[0])
         self.at = [min(self.now, band.window or self.now) for band in self.bands]
         # Problems are prefilled a share at a time, when the first of them is needed.
-        self.share = -(-books.seats.shape[1] // books.group)
+        self.share = min(-(-books.seats.shape[1] // books.group), books.mine)
         self.stores: dict[int, tuple] = {}
 
     def room(self, count: int, columns: int) -> tuple[Slots, list[Cache], int]:
@@ -184,11 +188,11 @@ class Sampler:
         return idle(c, count, dtype), caching.empty(c, count, columns, self.how.steps, dtype), columns
 
     def store(self, number: int):
-        """The prompts of each shard's problems number · share …, with their last states."""
+        """(Caches of N prompts, their last states [N D]) of each shard's problems number · share …, N = shards · share."""
         if number not in self.stores:
             q = self.books
-            chosen = np.minimum(np.arange(number * self.share, (number + 1) * self.share), q.mine - 1)
-            rows = np.minimum(q.rows(chosen), len(self.lengths) - 1).reshape(-1)
+            mine = np.minimum(np.arange(number * self.share, (number + 1) * self.share), q.mine - 1)
+            rows = np.minimum(q.rows(mine), len(self.lengths) - 1).reshape(-1)
             with self.tally.phase("prefill"):
                 made = prefill(self.weights, self.prompts[rows], self.lengths[rows], c=self.how.c, dtype=self.how.dtype)
                 self.stores[number] = jax.block_until_ready(made)
@@ -196,7 +200,7 @@ class Sampler:
         return self.stores[number]
 
     def enter(self, fresh: np.ndarray, key, problem_ids, sample_ids, limits) -> None:
-        """Bring the new samples of the slots `fresh` to the device."""
+        """Bring the new samples of the slots `fresh` [ways seats] to the device; the rest as in `generate`."""
         q = self.books
         problem, sample = q.seats // q.group, q.seats % q.group
         for number in np.unique(problem[fresh] // self.share):
@@ -211,6 +215,7 @@ class Sampler:
         self.stores = {n: stored for n, stored in self.stores.items() if (n + 1) * self.share > first}
 
     def admit(self, prompts, hidden, take, source, problem_ids, sample_ids, limits, key) -> None:
+        """Arrays [S] but for the stored prompts, their states and the key: see cache.admit and enter."""
         with self.tally.phase("place"):
             self.caches = caching.admit(self.caches, prompts, take, source, self.at)
             self.slots = jax.block_until_ready(enter(self.slots, hidden, take, source, problem_ids, sample_ids, limits, key))
@@ -230,6 +235,7 @@ class Sampler:
             sizes = [band.columns(self.columns, steps) for band in self.bands]
             tight = [self.caches[i].columns != size or self.at[i] + steps > size for i, size in enumerate(sizes)]
             self._resize([i for i, band in enumerate(self.bands) if band.window and tight[i]])
+            jax.block_until_ready(self.caches)
 
     def _resize(self, which: list[int]) -> None:
         for i in which:
@@ -254,7 +260,12 @@ class Sampler:
 
     def compact(self, order: np.ndarray) -> None:
         with self.tally.phase("place"):
-            self.caches, self.slots = jax.block_until_ready(compact(self.caches, self.slots, order.reshape(-1).astype(np.int32)))
+            source = order.reshape(-1).astype(np.int32)
+            for cache in self.caches:  # array by array, each given up before the next
+                for arrays in (cache.keys, cache.values):
+                    for i, x in enumerate(arrays):
+                        arrays[i] = chosen(x, source)
+            self.slots = jax.block_until_ready(chosen(self.slots, source))
 
 
 def generate(
@@ -287,7 +298,7 @@ def generate(
     limits = np.full((p, g), responses, np.int32) if limits is None else np.minimum(limits, responses).astype(np.int32)
     key = np.asarray(jax.random.key_data(key))
     books, tally = Books(p, g, rows_per_step(current_mesh()), slots), Tally()
-    how = Program(c, sampling, stop, min(STEPS, responses), dtype)
+    how = program(c, sampling, stop, responses, dtype)
     s = Sampler(weights, np.asarray(prompts, np.int32), np.asarray(prompt_lengths, np.int32), responses, books, how, tally)
     out = Rollouts(
         *(np.zeros((p, g, *more), t) for more, t in (((responses,), np.int32), ((), np.int32), ((responses,), np.float32), ((), bool)))

@@ -21,7 +21,7 @@ class RolloutConfig:
     """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number.
 
     tolerance: mean |Δ log-prob| between sampler and scorer, in nats, above which a run refuses to begin.
-    compile_first: compile every decoding program before the first step, not when a rollout first needs it.
+    compile_first: compile every program of training's rollouts before the first step, not when one first needs it.
     """
 
     slots: int = 0

@@ -7,7 +7,6 @@ import numpy as np
 from antisd_jax.model.sharding import current_mesh, rows_per_step
 from antisd_jax.rollout import cache as caching
 from antisd_jax.rollout.books import COMPACT, Books, Tally
-from antisd_jax.rollout.cache import Cache
 from antisd_jax.rollout.engine import Program, Sampler
 
 
@@ -25,7 +24,10 @@ def _fewer(seats: int) -> Iterator[int]:
 
 
 def compile_all(weights, problems: int, group: int, prompt: int, responses: int, how: Program, slots: int) -> int:
-    """Run each program once, on nothing; returns how many decoding programs there are. The arguments are those of `generate`."""
+    """Run each program once, on nothing; returns how many decoding programs there are.
+
+    problems P, group G, prompt T, responses R and slots are as in a later call of `generate`, and how is `program` of its arguments.
+    """
     books = Books(problems, group, rows_per_step(current_mesh()), slots)
     nobody, one = np.zeros((problems, prompt), np.int32), np.ones(problems, np.int32)
     s = Sampler(weights, nobody, one, responses, books, how, Tally())
@@ -44,8 +46,9 @@ def compile_all(weights, problems: int, group: int, prompt: int, responses: int,
         s.decode()
         rung = s.ladder.index(b)
         for other in s.ladder[max(rung - 1, 0) : rung + 2]:
-            for band, cache in zip(s.bands, s.caches):
-                caching.resize(Cache(list(cache.keys), list(cache.values)), 0, band.columns(other, how.steps))
+            for band, cache in zip(s.bands, s.caches):  # of one layer: the others are alike
+                caching.resized(cache.keys[0], 0, band.columns(other, how.steps), 3)
+                caching.resized(cache.values[0], 0, band.columns(other, how.steps), 2)
         if -(-n // COMPACT) < n:
             s.compact(np.zeros((books.ways, -(-n // COMPACT)), int))
     return len(programs)
