@@ -77,7 +77,7 @@ def bench_rollout(config: BenchConfig) -> None:
                 tell(round=n, **rows[-1])
             else:
                 tell(round="first, compiles", seconds=round(seconds, 2))
-    tell(median_of=config.rounds, **{k: round(statistics.median(row[k] for row in rows), 4) for k in rows[0]})
+    tell(median_of=config.rounds, **{k: round(statistics.median(row[k] for row in rows), 6) for k in rows[0]})
 
 
 def tell(**values) -> None:
@@ -139,15 +139,15 @@ def measured(tally: Tally, seconds: float, least: tuple[float, float]) -> dict:
     numbers = tally.metrics()
     return {
         "tokens": tally.generated,
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 6),
         "tokens_per_s": round(tally.generated / seconds, 1),
         "occupancy": round(numbers["rollout/occupancy"], 4),
         "wasted_tokens": numbers["rollout/wasted_tokens"],
         "prefilled_tokens": tally.prefilled,
         "cache_gib": round(numbers["rollout/cache_gib"], 4),
-        **{f"{phase}_s": round(s, 3) for phase, s in tally.seconds.items()},
-        "host_s": round(seconds - sum(tally.seconds.values()), 3),
-        "reading_bound_s": round(least[0], 3),
-        "product_bound_s": round(least[1], 3),
+        **{f"{phase}_s": round(s, 6) for phase, s in tally.seconds.items()},
+        "host_s": round(seconds - sum(tally.seconds.values()), 6),
+        "reading_bound_s": round(least[0], 6),
+        "product_bound_s": round(least[1], 6),
         "fraction_of_bound": round(max(least) / tally.seconds["decode"], 3),
     }
