@@ -127,7 +127,7 @@ def beside_the_teacher(run: str) -> str:
     grade, teacher = ([r[f"timing_s/{name}"] for r in rows] for name in ("reward", "teacher"))
     longer = sum(g > t for g, t in zip(grade, teacher))
     return (
-        f"{run}, {len(rows)} steps of 256 rollouts: grading {statistics.median(grade):.3f} s (at most {max(grade):.3f}),"
+        f"{Path(run).name}, {len(rows)} steps of 256 rollouts: grading {statistics.median(grade):.3f} s (at most {max(grade):.3f}),"
         f" teacher's pass {statistics.median(teacher):.3f} s (at least {min(teacher):.3f}); grading took longer in {longer} of them."
     )
 
