@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CHUNK_TOKENS = 4096  # positions whose logits exist at one time
-
 
 def check_shapes(**arrays: tuple[str, object]) -> dict[str, int]:
     """Bind dimension letters to sizes: `check_shapes(tokens=("B T", tokens), lengths=("B", lengths))["B"]`.
@@ -54,7 +52,7 @@ def named_key(seed: int, *parts: str | int):
     return key
 
 
-def token_logprobs(hidden, unembedding, targets, temperature, chunk_tokens: int = CHUNK_TOKENS):
+def token_logprobs(hidden, unembedding, targets, temperature, chunk_tokens: int):
     """Log-probability of each target token, and the entropy of its whole distribution, at a sampling temperature.
 
     hidden [B R D], unembedding [V D], targets [B R] → (log-prob [B R], entropy [B R]), both float32, in nats.

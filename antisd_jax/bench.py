@@ -19,7 +19,7 @@ import numpy as np
 from antisd_jax import config as configuration
 from antisd_jax.arrays import named_key
 from antisd_jax.errors import UserError
-from antisd_jax.model.parameters import ModelConfig, count, declare, init
+from antisd_jax.model.parameters import ModelConfig, count, declare, init, multiplied
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import keep_programs, make_mesh, param_shardings, rows_per_step, use_mesh
 from antisd_jax.rollout.books import Tally
@@ -127,11 +127,8 @@ def least_seconds(c: ModelConfig, prompt: int, lengths, slots: int, tally: Tally
     for band in bands(c):
         back = np.minimum(prompt + np.arange(lengths.max()), band.window or np.inf)
         looked_at += len(band.layers) * np.cumsum(back)[lengths - 1].sum()
-    multiplied = count(c) - (0 if c.tied else table)
-    if c.experts:
-        multiplied -= 3 * c.layers * c.width * c.feed_forward * (c.experts.count - c.experts.per_token)
     reads = steps * weights + 2 * c.kv_heads * c.head_dim * item * looked_at / ways / tensor
-    products = 2 * multiplied * lengths.sum() + 4 * c.heads * c.head_dim * looked_at
+    products = 2 * multiplied(c) * lengths.sum() + 4 * c.heads * c.head_dim * looked_at
     return reads / rates["bytes_per_s"], products / ways / tensor / rates["flop_per_s"]
 
 

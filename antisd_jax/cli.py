@@ -1,4 +1,4 @@
-"""The command line: antisd train | generate | evaluate | table | score | grade | check | bench | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd score --model=DIR --input=FILE.jsonl --output=FILE.jsonl    log-probs and entropies of given responses
        antisd grade --input=FILE.jsonl --output=FILE.jsonl    predictions against gold answers
        antisd check --data=NAME,NAME,…               are data sets fit for their grader?
+       antisd plan FILE.yaml … --topology=v5p:4x4x4    compile for hardware that is not here: does it fit?
        antisd bench rollout [FILE.yaml …] [--rounds=3] [--median=0]    the sampler's speed here, with random weights
        antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
        antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             "generate": _generate,
             "evaluate": _evaluate,
             "table": _table,
+            "plan": _plan,
             "bench": _bench,
             "convert": _convert,
             "report": _report,
@@ -135,6 +137,22 @@ def _table(args: list[str]) -> None:
         if not c.steps:
             raise UserError(f"{run} holds no evaluation: no metrics.jsonl, or none in it")
     print(markdown(table(curves)))
+
+
+def _plan(args: list[str]) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process is only a compiler
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for option in args:
+        if "topology=cpu:" in option:
+            os.environ.setdefault("JAX_NUM_CPU_DEVICES", option.rpartition(":")[2])
+    from antisd_jax import aot, config
+
+    options = [
+        o.replace("topology=", "mesh.topology=", 1) if o.startswith("topology=") else o
+        for o in _options([a for a in args if a.startswith("-")])
+    ]
+    aot.plan(config.load([a for a in args if not a.startswith("-")], options))
 
 
 def _bench(args: list[str]) -> None:

@@ -30,7 +30,7 @@ from antisd_jax.text.prompt import PromptConfig
 from antisd_jax.watchdog import MODES, WatchdogConfig
 
 # Keys that a run in an existing folder may change: where it is, how far it goes, and what it only reports.
-FREE = ("output", "steps", "log_rollouts", "watchdog.", "rollout.compile_first")
+FREE = ("output", "steps", "log_rollouts", "watchdog.", "mesh.topology", "rollout.compile_first")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _check(c: Config) -> None:
         need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
 
     flat = flatten(c)
-    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_rows eval.samples"
+    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples"
     for key in (*counts.split(), "checkpoint.keep"):
         need(flat[key] >= 1, key, flat[key], "at least 1")
     need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
@@ -236,6 +236,7 @@ def _check(c: Config) -> None:
     for mode in c.watchdog.stop:
         choice("watchdog.stop", mode, MODES)
     choice("model.dtype", c.model.dtype, ("float32", "bfloat16"))
+    choice("optim.moments", c.optim.moments, ("float32", "bfloat16"))
     choice("method.term.sign", c.method.term.sign, (-1, 1))
     choice("method.term.shape", c.method.term.shape, ("jsd", "linear"))
     choice("method.term.signal", c.method.term.signal, ("teacher", "student"))

@@ -84,7 +84,9 @@ def measure(policy, weights, bench, problems, config, key, pool: Pool, folder: P
     rows = {(r["index"], r["sample"]): r for r in stored}
     left = [p for p in problems if any((p.index, j) not in rows for j in range(k))]
     with tqdm(total=len(problems), initial=len(problems) - len(left), desc=bench.name, unit=" problems") as bar:
-        for part in generate_rows(policy, weights, left, k, config.eval, key, pool, config.problems * config.samples):
+        for part in generate_rows(
+            policy, weights, left, k, config.eval, key, pool, config.rollout.slots or config.problems * config.samples
+        ):
             made = {(r["index"], r["sample"]): {"benchmark": bench.name} | r for r in part}
             append_rows(path, [row for place, row in made.items() if place not in rows])
             rows |= made

@@ -1,6 +1,6 @@
-"""The update: gradient of the clipped surrogate over micro-batches, clipped, through AdamW.
+"""The update: gradient of the clipped surrogate, summed over micro-batches, clipped, through AdamW.
 
-Shape letters: M micro-batches, B rows of one, T tokens, R response tokens.
+Shape letters: B rows of a micro-batch, T tokens of its rows, R' response tokens at most, L layers, E experts.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import optax
 from flax import struct
 
 from antisd_jax.arrays import response_mask
-from antisd_jax.model.parameters import ModelConfig
-from antisd_jax.model.sharding import replicated
+from antisd_jax.model.parameters import ModelConfig, declare
+from antisd_jax.model.sharding import constrain, replicated
 from antisd_jax.objective.advantage import Term, token_advantage
 from antisd_jax.objective.loss import clipped_surrogate, importance_weight
 from antisd_jax.score import score_rows
@@ -36,26 +36,36 @@ class OptimConfig:
     mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss
     importance_cap: float = 0.0  # of the truncated importance weight between sampler and trainer (2 is usual); 0: no such weight
     minibatches: int = 1  # optimizer steps a batch; beyond 1 the ratio is taken against a scoring pass before them
-    micro_rows: int = 64  # rows of one forward and backward pass, over all devices
+    micro_tokens: int = 8192  # of one forward and backward pass, in each shard of rows: rows × length, at least one row
+    moments: str = "float32"  # of AdamW's first moment; bfloat16 halves it
     remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone)
 
 
 @struct.dataclass
-class UpdateStats:
-    """What an update tells: scalars, and what its forward pass saw of every response token."""
+class Seen:
+    """What the forward and backward pass of a micro-batch tells."""
 
-    loss: Any  # scalar
-    grad_norm: Any  # scalar, before clipping
-    bad: Any  # [number of parameters] True where a gradient or new weight is not finite; then nothing was changed
-    clipped: Any  # [M B R] bool
-    student: Scores  # arrays [M B R]
+    loss: Any  # scalar, its part of the loss
+    clipped: Any  # scalar, tokens whose gradient the clip took away
+    student: Scores  # arrays [B R']
     load: Any = None  # [L E] tokens that each expert took, or None without experts
+
+
+@struct.dataclass
+class UpdateStats:
+    """What an optimizer step tells, on the host."""
+
+    loss: float
+    grad_norm: float  # before clipping
+    bad: Any  # [number of parameters] True where a gradient or new weight is not finite; then nothing was changed
+    clipped: int
+    load: Any = None  # [L E]
 
 
 def make_optimizer(o: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(o.max_grad_norm),
-        optax.adamw(o.lr, b1=o.beta1, b2=o.beta2, weight_decay=o.weight_decay),
+        optax.adamw(o.lr, b1=o.beta1, b2=o.beta2, weight_decay=o.weight_decay, mu_dtype=o.moments),
     )
 
 
@@ -78,39 +88,51 @@ def start(weights, o: OptimConfig, mesh) -> TrainState:
     return TrainState(weights, jax.jit(make_optimizer(o).init, out_shardings=placed)(weights))
 
 
-@partial(jax.jit, static_argnames=("c", "o", "term", "dtype"), donate_argnames=("state",))
-def update(
-    state: TrainState, batch: Batch, lam, temperature, *, c: ModelConfig, o: OptimConfig, term: Term, dtype=jnp.float32
-) -> tuple[TrainState, UpdateStats]:
-    """One optimizer step on a whole (mini)batch.
+def no_gradient(weights):
+    """Zeros, placed as the weights are. Not compiled: a program does not read what it only takes the shape of, and loses its placement."""
+    return jax.tree.map(jnp.zeros_like, weights)
+
+
+@partial(jax.jit, static_argnames=("c", "o", "term", "dtype"), donate_argnames=("gradient",))
+def accumulate(
+    gradient, weights, batch: Batch, lam, temperature, *, c: ModelConfig, o: OptimConfig, term: Term, dtype=jnp.float32
+) -> tuple[Any, Seen]:
+    """The gradient and that of one more micro-batch.
 
     The student's log-probs s come from this very forward pass, so u = t − s and the ratio cost no second one: without
-    old_logprobs the ratio is exp(s − stop_gradient s) = 1. A gradient or weight that would not be finite changes nothing.
+    old_logprobs the ratio is exp(s − stop_gradient s) = 1.
     """
     responses = batch.teacher_logprobs.shape[-1]
 
-    def loss(weights, micro: Batch):
-        scores, load = score_rows(c, weights, micro.rows, responses, temperature, remat=o.remat, dtype=dtype)
+    def loss(weights):
+        scores, load = score_rows(c, weights, batch.rows, responses, temperature, remat=o.remat, dtype=dtype)
         fixed = jax.lax.stop_gradient(scores.logprobs)
-        old = fixed if micro.old_logprobs is None else micro.old_logprobs
-        advantage = token_advantage(micro.sequence_advantages, old, micro.teacher_logprobs, micro.term_weights, lam, term)
-        weight = micro.loss_weights[:, None] * response_mask(micro.rows.response_lengths, responses)
-        if micro.sampled_logprobs is not None:
-            weight = weight * importance_weight(old, micro.sampled_logprobs, o.importance_cap)
+        old = fixed if batch.old_logprobs is None else batch.old_logprobs
+        advantage = token_advantage(batch.sequence_advantages, old, batch.teacher_logprobs, batch.term_weights, lam, term)
+        weight = batch.loss_weights[:, None] * response_mask(batch.rows.response_lengths, responses)
+        if batch.sampled_logprobs is not None:
+            weight = weight * importance_weight(old, batch.sampled_logprobs, o.importance_cap)
         value, clipped = clipped_surrogate(scores.logprobs, old, advantage, weight, o.clip_low, o.clip_high)
-        return value, (clipped, Scores(fixed, scores.entropies), load)
+        return value, Seen(value, clipped.sum(), Scores(fixed, scores.entropies), load)
 
-    def accumulate(carry, micro):
-        total, gradient = carry
-        (value, seen), g = jax.value_and_grad(loss, has_aux=True)(state.weights, micro)
-        return (total + value, jax.tree.map(jnp.add, gradient, g)), seen
+    more, seen = jax.grad(loss, has_aux=True)(weights)
+    return jax.tree.map(lambda p, a, b: constrain(a + b, *p.axes), declare(c), gradient, more), seen
 
-    zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.weights))
-    (total, gradient), (clipped, student, load) = jax.lax.scan(accumulate, zero, batch)
-    changes, optimizer = make_optimizer(o).update(gradient, state.optimizer, state.weights)
-    new = TrainState(optax.apply_updates(state.weights, changes), optimizer)
-    both = zip(jax.tree.leaves(gradient), jax.tree.leaves(new.weights))
+
+@partial(jax.jit, static_argnames=("o",), donate_argnames=("state",))
+def apply(state: TrainState, gradient, *, o: OptimConfig):
+    """One optimizer step: (state, gradient norm before clipping, [parameters] not finite).
+
+    A gradient or weight that would not be finite changes nothing.
+    """
+
+    def stepped(state, gradient) -> TrainState:
+        changes, optimizer = make_optimizer(o).update(gradient, state.optimizer, state.weights)
+        return TrainState(optax.apply_updates(state.weights, changes), optimizer)
+
+    both = zip(jax.tree.leaves(gradient), jax.tree.leaves(stepped(state, gradient).weights))
     bad = jnp.stack([~(jnp.all(jnp.isfinite(g)) & jnp.all(jnp.isfinite(w))) for g, w in both])
-    new = jax.tree.map(lambda a, b: jnp.where(jnp.any(bad), a, b), state, new)
-    load = None if load is None else load.sum(axis=0)
-    return new, UpdateStats(total, optax.global_norm(gradient), bad, clipped, student, load)
+    # Computed again once that is known: kept until then, the new state would stand beside the old one.
+    state, gradient, bad = jax.lax.optimization_barrier((state, gradient, bad))
+    new = jax.tree.map(lambda a, b: jnp.where(jnp.any(bad), a, b), state, stepped(state, gradient))
+    return new, optax.global_norm(gradient), bad

@@ -4,12 +4,12 @@ import math
 
 import jax
 
-from antisd_jax.arrays import CHUNK_TOKENS
 from antisd_jax.model.decoder import abstract_decoding
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.rollout.cache import ladder, size_bytes
 from antisd_jax.rollout.engine import STEPS
+from antisd_jax.score import LOGITS
 from antisd_jax.steps import Policy
 
 GIB = 2.0**30
@@ -29,7 +29,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
     visit = min(STEPS, policy.responses)
     longest = ladder(policy.prompt_budget, policy.responses, visit)[-1]
     length = policy.context_budget + policy.responses
-    tokens = max(policy.micro_rows / ways, 1) * length
+    tokens = max(policy.micro_tokens, length)
     mixed, projected = m.heads * m.head_dim / tensor, (2 * m.heads + 2 * m.kv_heads) * m.head_dim / tensor
     hidden, copies = m.feed_forward / tensor, 0
     if m.experts:
@@ -37,13 +37,14 @@ def memory(config, policy: Policy) -> dict[str, float]:
     layer = 4 * m.width + projected + 3 * hidden + copies
     saved = projected + m.width + (0 if m.experts else 2 * hidden)
     kept = {"full": 0, "attention": mixed, "dots": saved, "none": layer}[config.optim.remat]
-    shards, copies = jax.tree.leaves(abstract(m, mesh)), jax.tree.leaves(abstract_decoding(m, mesh, policy.dtype))
+    shards, laid_out = jax.tree.leaves(abstract(m, mesh)), jax.tree.leaves(abstract_decoding(m, mesh, policy.dtype))
+    each = {"float32": 16, "bfloat16": 14}[config.optim.moments]
     return {
-        "state": 16 * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
-        "decoding": sum(math.prod(w.sharding.shard_shape(w.shape)) * w.dtype.itemsize for w in copies),
+        "state": each * sum(math.prod(w.sharding.shard_shape(w.shape)) for w in shards),
+        "decoding": sum(math.prod(w.sharding.shard_shape(w.shape)) * w.dtype.itemsize for w in laid_out),
         "cache": size_bytes(m, slots, longest, visit, policy.dtype) / ways / tensor,
-        "logits": 3 * 4 * CHUNK_TOKENS / ways * m.vocab / tensor,
-        "activations": tokens * item * (m.layers * (m.width + kept) + layer),
+        "logits": 3 * 4 * min(LOGITS, tokens * m.vocab / tensor),
+        "activations": tokens * item * (m.layers * (m.width / tensor + kept) + layer),
     }
 
 
@@ -65,7 +66,7 @@ def describe(config, policy: Policy, problems: int, held_out: list[tuple[str, in
             f"method   {config.method.name}: {credit}",
             f"data     {config.data.path}: {problems} problems",
             "eval     " + (", ".join(f"{name}: {n} problems × {k}" for name, n, k in held_out) or "none"),
-            f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_rows} rows; {config.steps} steps",
+            f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_tokens} tokens; {config.steps} steps",
             f"lengths  prompt {policy.prompt_budget}, privileged prompt {policy.context_budget}, response {policy.responses} tokens",
             "memory   "
             + ", ".join(f"{k} {v / GIB:.2f}" for k, v in parts.items())

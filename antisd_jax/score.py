@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from antisd_jax.arrays import check_shapes, token_logprobs
 from antisd_jax.model.decoder import forward
 from antisd_jax.model.parameters import ModelConfig, Weights
+from antisd_jax.model.sharding import current_mesh, rows_per_step
 from antisd_jax.types import Rows, Scores
+
+LOGITS = 2**26  # entries of a device's logits that exist at one time
+
+
+def chunk_tokens(vocab: int) -> int:
+    """How many tokens, over all devices, meet the vocabulary at one time."""
+    mesh = current_mesh()
+    ways = rows_per_step(mesh) * (mesh.shape["tensor"] if mesh else 1)
+    return max(LOGITS // vocab, 1) * ways
 
 
 def exact_products(dtype: str):
@@ -30,10 +40,10 @@ def score_rows(c: ModelConfig, weights: Weights, rows: Rows, responses: int, tem
     before = jnp.clip(index - 1, 0, last)
     targets = jnp.take_along_axis(rows.tokens, jnp.clip(index, 0, last), axis=1)
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
-    return Scores(*token_logprobs(hidden, weights.output, targets, temperature)), kept.load
+    return Scores(*token_logprobs(hidden, weights.output, targets, temperature, chunk_tokens(c.vocab))), kept.load
 
 
 @partial(jax.jit, static_argnames=("c", "responses", "dtype"))
 def score(weights: Weights, rows: Rows, temperature: float, *, c: ModelConfig, responses: int, dtype=jnp.float32) -> Scores:
-    """All micro-batches, one after another: rows.tokens [M B T] → Scores with arrays [M B R]."""
-    return jax.lax.map(lambda micro: score_rows(c, weights, micro, responses, temperature, dtype=dtype)[0], rows)
+    """One micro-batch: rows.tokens [B T] → Scores with arrays [B R]."""
+    return score_rows(c, weights, rows, responses, temperature, dtype=dtype)[0]

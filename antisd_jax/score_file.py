@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from antisd_jax.batching import arrange, rungs
 from antisd_jax.errors import UserError
 from antisd_jax.files import check_output, read_rows, write_atomically
 from antisd_jax.log import say
@@ -24,6 +25,8 @@ from antisd_jax.score import exact_products, score
 from antisd_jax.steps import model_folder
 from antisd_jax.text.prompt import ids_or_text, load_tokenizer
 from antisd_jax.types import pack_rows
+
+LEAST = 64  # tokens of the shortest rows
 
 
 @dataclass(frozen=True)
@@ -77,33 +80,20 @@ def ids_of(rows: list[dict], folder: Path, vocab: int, where: str) -> list[tuple
     return [(ids_or_text(r, "prompt", encode, vocab, at), ids_or_text(r, "response", encode, vocab, at)) for r, at in places]
 
 
-def size_class(n: int) -> int:
-    """The least of 64, 96, 128, 192, 256, … that is at least n: few shapes, hence few compilations."""
-    size = 64
-    while size < n:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-    return size
-
-
 def score_pairs(weights, c, mesh, pairs, config: ScoreConfig) -> list[tuple[list[float], list[float]]]:
     """(log-probs, entropies) of each response. Batches are made of rows of like length."""
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]), reverse=True)
-    ways = rows_per_step(mesh)
-    out: list = [None] * len(pairs)
-    done = 0
-    while done < len(order):
-        length = size_class(sum(map(len, pairs[order[done]])))
-        count = max(config.tokens // length // ways, 1) * ways
-        chosen = order[done : done + count]
-        responses = size_class(max(len(pairs[i][1]) for i in chosen))
-        rows = pack_rows([pairs[i] for i in chosen], count, length)
-        placed = place_rows(mesh, jax.tree.map(lambda x: x[None], rows), axis=1)
-        found = jax.device_get(score(weights, placed, config.temperature, c=c, responses=responses, dtype=config.dtype))
+    lengths = [len(p) + len(r) for p, r in pairs]
+    ways, done, out = rows_per_step(mesh), 0, [None] * len(pairs)
+    for micro in arrange(lengths, rungs(LEAST, max(lengths, default=LEAST)), config.tokens // ways, ways):
+        chosen = micro.rows[micro.rows >= 0]
+        responses = rungs(LEAST, max(len(pairs[i][1]) for i in chosen))[-1]
+        rows = place_rows(mesh, pack_rows([pairs[i] for i in chosen], micro.rows.size, micro.length))
+        found = jax.device_get(score(weights, rows, config.temperature, c=c, responses=responses, dtype=config.dtype))
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(found)):
             raise UserError(f"{config.input}, row {chosen[0] + 1} or one of the {len(chosen)} scored with it: log-probs are not finite")
-        for i, logp, entropy in zip(chosen, found.logprobs[0], found.entropies[0]):
+        for i, logp, entropy in zip(chosen, found.logprobs, found.entropies):
             n = len(pairs[i][1])
             out[i] = logp[:n].astype(np.float64).tolist(), entropy[:n].astype(np.float64).tolist()
         done += len(chosen)
-        say(f"scored {done} of {len(order)} rows, the last {len(chosen)} in {length} tokens")
+        say(f"scored {done} of {len(pairs)} rows, the last {len(chosen)} in {micro.length} tokens")
     return out

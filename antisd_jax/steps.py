@@ -1,8 +1,8 @@
 """The verbs of the training loop: what turns problems into rollouts, contexts, scores and a batch.
 
 Host side: strings and numpy arrays in and out, with one call of a compiled program in the middle where there is one.
-Shape letters: P problems, G samples a problem, N = P·G rollouts in that order, R response tokens, M micro-batches,
-B rows of one, T tokens of a row.
+Shape letters: P problems, G samples a problem, N = P·G rollouts in that order, R response tokens, B rows of a micro-batch,
+T tokens of its rows, R' = min(R, T).
 """
 
 from dataclasses import dataclass, replace
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from antisd_jax.arrays import word
+from antisd_jax.batching import Micro, arrange, buckets, padding
 from antisd_jax.errors import UserError
-from antisd_jax.learner import UpdateStats, update
+from antisd_jax.learner import Seen, UpdateStats, accumulate, apply, no_gradient
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
@@ -45,7 +46,7 @@ class Policy:
     prompt_budget: int
     context_budget: int
     responses: int  # R
-    micro_rows: int
+    micro_tokens: int
     dtype: str
     slots: int = 0  # samples in flight; 0: all of a step's
 
@@ -61,11 +62,7 @@ def build_policy(config) -> tuple[Policy, Path]:
     model = load_config(path)
     mesh = make_mesh(config.mesh)
     keep_programs(mesh)
-    if config.mesh.expert > 1 and not model.experts:
-        raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
-    ways = rows_per_step(mesh)
-    if config.problems % ways:
-        raise UserError(f"problems: {config.problems} does not divide over data × fsdp × expert = {ways}")
+    refuse_mesh(config, model, mesh)
     tokenizer, stop = load_tokenizer(path), stop_tokens(path)
     if max(len(tokenizer) - 1, *stop) >= model.vocab:
         raise UserError(f"{path}: token ids up to {max(len(tokenizer) - 1, *stop)} for a model with vocab_size {model.vocab}")
@@ -77,14 +74,20 @@ def build_policy(config) -> tuple[Policy, Path]:
         prompt_budget=config.lengths.prompt,
         context_budget=config.lengths.context,
         responses=config.lengths.response,
-        micro_rows=config.optim.micro_rows,
+        micro_tokens=config.optim.micro_tokens,
         dtype=config.model.dtype,
         slots=config.rollout.slots,
     )
-    rows, micro = micro_shape(policy, config.problems * config.samples)
-    if rows // micro % config.optim.minibatches:
-        raise UserError(f"optim.minibatches: {config.optim.minibatches} does not divide the {rows // micro} micro-batches of a step")
     return policy, path
+
+
+def refuse_mesh(config, model: ModelConfig, mesh) -> None:
+    """Raises UserError where a step does not divide over the mesh."""
+    if config.mesh.expert > 1 and not model.experts:
+        raise UserError(f"mesh.expert: {config.mesh.expert}, but {config.model.path} has no experts")
+    ways = rows_per_step(mesh)
+    if config.problems % ways:
+        raise UserError(f"problems: {config.problems} does not divide over data × fsdp × expert = {ways}")
 
 
 def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], int]:
@@ -125,8 +128,8 @@ def compile_rollouts(policy: Policy, weights, problems: int, group: int, samplin
 def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollouts, temperature: float, bound: float) -> str:
     """Re-score what was sampled by the scorer; a sentence with mean and largest |Δ log-prob|.
 
-    Raises UserError when the mean is above the bound: training would ascend another policy's gradient. The rows are as long as the
-    teacher's, so that where there is a teacher no program is compiled for it.
+    Raises UserError when the mean is above the bound: training would ascend another policy's gradient. The lengths are the
+    teacher's, whose programs this compiles.
     """
     prompts = each(problems, rollouts.lengths.shape[1])
     scores = score_all(policy, weights, prompts, rollouts, policy.context_budget, temperature)
@@ -161,43 +164,38 @@ def privileged(policy: Policy, problems, said: list[list[str]], grades: list[lis
     return out
 
 
-def pack(policy: Policy, prompts: list, rollouts: Rollouts, budget: int) -> Rows:
-    """N prompts, each followed by its response's ids unchanged → Rows [M B T] on the host, T = budget + R.
-
-    Rows that only fill up the last micro-batch have response length 0.
-    """
-    responses = rollouts.tokens.reshape(-1, policy.responses)
-    lengths = rollouts.lengths.reshape(-1)
-    rows, micro = micro_shape(policy, len(prompts))
-    pairs = ((prompt, response[:n]) for prompt, response, n in zip(prompts, responses, lengths))
-    packed = pack_rows(pairs, rows, budget + policy.responses)
-    return jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]), packed)
+def arranged(policy: Policy, prompts: list, rollouts: Rollouts, budget: int) -> tuple[np.ndarray, list[Micro]]:
+    """(lengths of N prompts with their responses, their micro-batches), for prompts of at most `budget` tokens."""
+    lengths = np.array([len(p) for p in prompts]) + rollouts.lengths.reshape(-1)
+    return lengths, arrange(lengths, buckets(budget + policy.responses), policy.micro_tokens, rows_per_step(policy.mesh))
 
 
-def micro_shape(policy: Policy, count: int) -> tuple[int, int]:
-    """(rows in all, rows a micro-batch) for `count` rollouts: multiples of what the mesh splits rows into."""
-    ways = rows_per_step(policy.mesh)
-    micro = min(policy.micro_rows, count)
-    micro = -(-micro // ways) * ways
-    return -(-count // micro) * micro, micro
-
-
-def in_micro(policy: Policy, x: np.ndarray, dtype=np.float32) -> np.ndarray:
-    """[N …] → [M B …], filled up with zeros."""
-    rows, micro = micro_shape(policy, len(x))
-    return np.pad(np.asarray(x, dtype), [(0, rows - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(-1, micro, *x.shape[1:])
+def pack(micro: Micro, prompts: list, rollouts: Rollouts) -> Rows:
+    """A micro-batch's prompts, each followed by its response's ids unchanged, on the host."""
+    tokens, lengths = rollouts.tokens.reshape(-1, rollouts.tokens.shape[-1]), rollouts.lengths.reshape(-1)
+    pairs = ((prompts[n], tokens[n, : lengths[n]]) for n in micro.rows if n >= 0)
+    return pack_rows(pairs, micro.rows.size, micro.length)
 
 
 def score_all(policy: Policy, weights, prompts: list, rollouts: Rollouts, budget: int, temperature: float) -> Scores:
-    """Log-probs and entropies of N responses under N prompts: arrays [N R] on the host."""
-    rows = place_rows(policy.mesh, pack(policy, prompts, rollouts, budget), axis=1)
-    scores = score(weights, rows, temperature, c=policy.model, responses=policy.responses, dtype=policy.dtype)
-    return flat(scores, len(prompts))
+    """Log-probs and entropies of N responses under N prompts of at most `budget` tokens: arrays [N R] on the host, 0 where a
+    micro-batch's rows end."""
+    told = []
+    for micro in arranged(policy, prompts, rollouts, budget)[1]:
+        rows = place_rows(policy.mesh, pack(micro, prompts, rollouts))
+        responses = min(policy.responses, micro.length)
+        told.append((micro, score(weights, rows, temperature, c=policy.model, responses=responses, dtype=policy.dtype)))
+    return collected(policy, len(prompts), told)
 
 
-def flat(tree, count: int):
-    """Device arrays [M B …] → host arrays [N …] without the filling rows."""
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[:count], tree)
+def collected(policy: Policy, count: int, told: list[tuple[Micro, Scores]]) -> Scores:
+    """Scores of micro-batches → arrays [N R] on the host."""
+    out = Scores(*np.zeros((2, count, policy.responses), np.float32))
+    for micro, scores in told:
+        scores = jax.device_get(scores)
+        micro.put(out.logprobs, scores.logprobs)
+        micro.put(out.entropies, scores.entropies)
+    return out
 
 
 def each(problems: list[Problem], group: int) -> list[tuple[int, ...]]:
@@ -223,41 +221,73 @@ def teacher_scores(policy: Policy, weights, problems, contexts: list[Context], r
     return score_all(policy, weights, prompts, rollouts, policy.context_budget, temperature), acts
 
 
-def make_batch(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, acts, old, config) -> Batch:
-    """Everything the update needs, on the device. rewards [P G]; old: the student's Scores of a pass before it, or None."""
-    n = rewards.size
-    counted = rollouts.stopped.reshape(-1) if config.optim.mask_truncated else np.ones(n, bool)
-    weights = row_weights(rollouts.lengths.reshape(-1), counted, config.optim.aggregation, policy.responses)
+def padding_metrics(policy: Policy, problems, contexts: list[Context], rollouts: Rollouts, work: list[list]) -> dict:
+    """perf/padding_…: share of the update's and of the teacher's tokens that belongs to no sequence."""
+    students = each(problems, rollouts.lengths.shape[1])
+    lengths = arranged(policy, students, rollouts, policy.prompt_budget)[0]
+    out = {"perf/padding_update": padding(lengths, [micro for part in work for micro, _ in part])}
+    if contexts:
+        shown = [c.ids or s for c, s in zip(contexts, students)]
+        out["perf/padding_teacher"] = padding(*arranged(policy, shown, rollouts, policy.context_budget))
+    return out
+
+
+def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, acts, old, config) -> list[list]:
+    """Everything an update needs, on the host: of every minibatch its (Micro, Batch) pairs.
+
+    rewards [P G]; old: the student's Scores of a pass before it, or None. A minibatch is a stretch of the N rollouts, at full weight.
+    """
+    n, o, sampled = rewards.size, config.optim, rollouts.logprobs.reshape(rewards.size, -1)
+    counted = rollouts.stopped.reshape(-1) if o.mask_truncated else np.ones(n, bool)
+    weights = row_weights(rollouts.lengths.reshape(-1), counted, o.aggregation, policy.responses) * o.minibatches
+    advantages = group_advantage(rewards, config.method.normalise).reshape(-1)
     t = np.zeros((n, policy.responses)) if teacher is None else teacher.logprobs
-    batch = Batch(
-        rows=pack(policy, each(problems, rewards.shape[1]), rollouts, policy.prompt_budget),
-        sequence_advantages=in_micro(policy, group_advantage(rewards, config.method.normalise).reshape(-1)),
-        teacher_logprobs=in_micro(policy, t),
-        term_weights=in_micro(policy, acts),
-        loss_weights=in_micro(policy, weights),
-        sampled_logprobs=in_micro(policy, rollouts.logprobs.reshape(n, -1)) if config.optim.importance_cap else None,
-        old_logprobs=None if old is None else in_micro(policy, old.logprobs),
-    )
-    return place_rows(policy.mesh, batch, axis=1)
+    prompts = each(problems, rewards.shape[1])
+    lengths = np.array([len(p) for p in prompts]) + rollouts.lengths.reshape(-1)
 
-
-def learn(policy: Policy, state: TrainState, batch: Batch, lam: float, config, step: int) -> tuple[TrainState, list[UpdateStats]]:
-    """The optimizer steps of one batch, and what each told, on the host. Raises UserError at a gradient that is not finite."""
-    told = []
-    for part in minibatches(batch, config.optim.minibatches):
-        state, stats = update(
-            state,
-            part,
-            jnp.float32(lam),
-            config.sampling.temperature,
-            c=policy.model,
-            o=config.optim,
-            term=config.method.term,
-            dtype=policy.dtype,
+    def batch(micro: Micro) -> Batch:
+        return Batch(
+            rows=pack(micro, prompts, rollouts),
+            sequence_advantages=micro.take(advantages),
+            teacher_logprobs=micro.take(t),
+            term_weights=micro.take(acts),
+            loss_weights=micro.take(weights),
+            sampled_logprobs=micro.take(sampled) if o.importance_cap else None,
+            old_logprobs=None if old is None else micro.take(old.logprobs),
         )
-        told.append(jax.device_get(stats))
+
+    out, sizes, ways = [], buckets(policy.prompt_budget + policy.responses), rows_per_step(policy.mesh)
+    for part in np.split(np.arange(n), o.minibatches):
+        micros = [m.of(part) for m in arrange(lengths[part], sizes, policy.micro_tokens, ways)]
+        out.append([(m, batch(m)) for m in micros])
+    return out
+
+
+def learn(policy: Policy, state: TrainState, work: list[list], lam: float, config, step: int):
+    """The optimizer steps of one batch: (state, what each told, the student's Scores [N R] as the update saw them).
+
+    Raises UserError at a gradient that is not finite.
+    """
+    told, students = [], []
+    how = dict(c=policy.model, o=config.optim, term=config.method.term, dtype=policy.dtype)
+    for part in work:
+        gradient, seen = no_gradient(state.weights), []
+        for micro, batch in part:
+            placed = place_rows(policy.mesh, batch)
+            gradient, more = accumulate(gradient, state.weights, placed, jnp.float32(lam), config.sampling.temperature, **how)
+            seen.append(more)
+        state, norm, bad = apply(state, gradient, o=config.optim)
+        del gradient
+        students += [(micro, s.student) for (micro, _), s in zip(part, seen)]
+        loss, clipped, load, norm, bad = jax.device_get((*summed(seen), norm, bad))
+        told.append(UpdateStats(float(loss), float(norm), bad, int(clipped), load))
         refuse_non_finite(policy, state.weights, told[-1], step)
-    return state, told
+    return state, told, collected(policy, sum(len(m.rows[m.rows >= 0]) for m, _ in students), students)
+
+
+def summed(seen: list[Seen]):
+    """(loss, clipped tokens, the experts' load or None) of all micro-batches."""
+    return jax.tree.map(lambda *x: sum(x), *[(s.loss, s.clipped, s.load) for s in seen])
 
 
 def refuse_non_finite(policy: Policy, weights, stats: UpdateStats, step: int) -> None:
@@ -272,11 +302,3 @@ def refuse_non_finite(policy: Policy, weights, stats: UpdateStats, step: int) ->
     raise UserError(
         f"step {step}: gradient or update of {name} is not finite (loss {float(stats.loss)}); nothing was updated, checkpoints are untouched"
     )
-
-
-def minibatches(batch: Batch, count: int) -> list[Batch]:
-    """The batch cut along its micro-batches, which `count` divides, into updates that carry their rows at full weight."""
-    micro = batch.loss_weights.shape[0]
-    size = micro // count
-    parts = [jax.tree.map(lambda x, i=i: x[i : i + size], batch) for i in range(0, micro, size)]
-    return [part.replace(loss_weights=part.loss_weights * count) for part in parts]

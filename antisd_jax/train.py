@@ -34,10 +34,10 @@ from antisd_jax.steps import (
     Policy,
     build_policy,
     compile_rollouts,
-    flat,
     judge,
     learn,
-    make_batch,
+    make_batches,
+    padding_metrics,
     privileged,
     roll_out,
     self_check,
@@ -105,10 +105,11 @@ def loop(run: Run, at: Place) -> None:
         at.gate, g = gates.step(gate, at.gate, h)
         lam = g * c.method.lam_max
         with clock.time("update_actor"):
-            batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
-            at.state, updates = learn(policy, at.state, batch, lam, c, step)
-        student = old or flat(updates[0].student, rewards.size)
+            work = make_batches(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
+            at.state, updates, student = learn(policy, at.state, work, lam, c, step)
+        student = old or student
         values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
+        values |= padding_metrics(policy, problems, contexts, rollouts, work)
         values |= gate_metrics(gate, at.gate, h, lam) | tally.metrics() | {"data/epoch": at.cursor / len(run.order.problems)}
         if c.eval.every and (step % c.eval.every == 0 or step == c.steps):
             values |= measure(run, at)
@@ -123,7 +124,9 @@ def measure(run: Run, at: Place) -> dict:
     with run.clock.time("testing"):
         for bench, problems in run.held_out:
             k = bench.samples
-            parts = generate_rows(run.policy, at.state.weights, problems, k, c.eval, key, run.pool, c.problems * c.samples)
+            parts = generate_rows(
+                run.policy, at.state.weights, problems, k, c.eval, key, run.pool, c.rollout.slots or c.problems * c.samples
+            )
             rows = [row for part in parts for row in part]
             run.log.generations(at.step, [{"benchmark": bench.name} | row for row in rows])
             results.append(summarise(bench.name, k, rows))

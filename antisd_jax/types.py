@@ -33,11 +33,11 @@ class Rollouts:
 
 @struct.dataclass
 class Rows:
-    """Sequences to score: prompt and response in one right-padded row. Leading dimensions are micro-batch, row."""
+    """Sequences to score: prompt and response in one right-padded row."""
 
-    tokens: Any  # [M B T]
-    prompt_lengths: Any  # [M B]
-    response_lengths: Any  # [M B]; 0 for a row that only fills up a micro-batch
+    tokens: Any  # [B T]
+    prompt_lengths: Any  # [B]
+    response_lengths: Any  # [B]; 0 for a row that only fills up a micro-batch
 
 
 def pack_rows(pairs, count: int, length: int) -> Rows:
@@ -62,15 +62,15 @@ class Scores:
 
 @struct.dataclass
 class Batch:
-    """Everything the update needs besides the weights."""
+    """Everything the gradient of a micro-batch needs besides the weights. R' = min(R, T)."""
 
     rows: Rows
-    sequence_advantages: Any  # [M B] A_seq
-    teacher_logprobs: Any  # [M B R] t
-    term_weights: Any  # [M B] 1 where the per-token term acts, 0 where there is no usable privileged context
-    loss_weights: Any  # [M B] weight of each response token of the row in the loss: the global denominator lives here
-    sampled_logprobs: Any = None  # [M B R] the sampler's, where the loss corrects for it
-    old_logprobs: Any = None  # [M B R] s at the start of the step; None: this update's own forward pass is at the start
+    sequence_advantages: Any  # [B] A_seq
+    teacher_logprobs: Any  # [B R'] t
+    term_weights: Any  # [B] 1 where the per-token term acts, 0 where there is no usable privileged context
+    loss_weights: Any  # [B] weight of each response token of the row in the loss: the global denominator lives here
+    sampled_logprobs: Any = None  # [B R'] the sampler's, where the loss corrects for it
+    old_logprobs: Any = None  # [B R'] s at the start of the step; None: this update's own forward pass is at the start
 
 
 @struct.dataclass

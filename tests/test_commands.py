@@ -17,7 +17,6 @@ from antisd_jax.files import read_jsonl
 from antisd_jax.model.hf import load_weights, save_weights
 from antisd_jax.model.parameters import abstract, init
 from antisd_jax.model.settings import load_config, parse
-from antisd_jax.score_file import size_class
 from antisd_jax.tiny import HERE
 from antisd_jax.tiny.random_folder import make
 from antisd_jax.train import train
@@ -140,12 +139,6 @@ def test_a_linked_output_stays_a_link_and_odd_text_comes_back(tmp_path):
     (row,) = score(tmp_path, "tiny", [{"id": "\ud800", "prompt_ids": [5], "response": "Let me try \ud800"}])
     assert (tmp_path / "out.jsonl").is_symlink() and row["id"] == "\ud800" and len(row["logprobs"]) > 0
     assert json.loads((tmp_path / "target.jsonl").read_text())["logprobs"] == row["logprobs"]
-
-
-def test_size_classes_are_few_and_waste_little():
-    sizes = [size_class(n) for n in range(1, 40_000)]
-    assert len(set(sizes)) < 22 and all(s >= n for n, s in enumerate(sizes, 1))
-    assert max(s / n for n, s in enumerate(sizes, 1) if n > 64) < 1.51
 
 
 @pytest.fixture(scope="module", params=["qwen3", "qwen3_moe", "olmo3"])

@@ -6,22 +6,23 @@ import pytest
 
 from antisd_jax.config import Config, Method
 from antisd_jax.errors import UserError
-from antisd_jax.learner import OptimConfig, abstract_state, start, update
+from antisd_jax.learner import OptimConfig, abstract_state, accumulate, no_gradient, start
 from antisd_jax.model.parameters import declare
-from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings
+from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, place_rows, use_mesh
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import Gate
-from antisd_jax.steps import Policy, flat, learn, make_batch, student_scores, teacher_scores
+from antisd_jax.steps import Policy, learn, make_batches, student_scores, teacher_scores
 from antisd_jax.text.prompt import Context
 from antisd_jax.text.rows import Problem
-from antisd_jax.types import Rollouts
+from antisd_jax.types import Rollouts, pack_rows
 
 P, G, R, S = 4, 4, 9, 6
 GRPO = Method("grpo", 0.0, gate=Gate("none"))
 
 
-def policy_on(model, mesh, micro_rows=16):
-    return Policy(model, mesh, None, (0,), S, 12, R, micro_rows, "float32")
+def policy_on(model, mesh, tokens=256):
+    """Rows of 8 and 16 tokens are two buckets of the student's; of the teacher's 8, 16 and 24."""
+    return Policy(model, mesh, None, (0,), S, 12, R, tokens, "float32")
 
 
 def material(seed=0):
@@ -36,18 +37,19 @@ def material(seed=0):
     return problems, rollouts, rewards, contexts
 
 
-def one_update(model, weights, *, method=Method(), lam=0.5, mesh=None, micro_rows=16, optim=OptimConfig(lr=1e-2), contexts=None):
+def one_update(model, weights, *, method=Method(), lam=0.5, mesh=None, tokens=256, optim=OptimConfig(lr=1e-2), contexts=None):
     mesh = mesh or make_mesh(MeshConfig(), jax.devices()[:1])
-    policy = policy_on(model, mesh, micro_rows)
+    policy = policy_on(model, mesh, tokens)
     config = replace(Config(), method=method, optim=optim)
     problems, rollouts, rewards, default = material()
     placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
     teacher, acts = None, np.ones(P * G, bool)
     if method.needs_teacher:
         teacher, acts = teacher_scores(policy, placed, problems, contexts or default, rollouts, 1.0)
-    batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, None, config)
+    work = make_batches(policy, problems, rewards, rollouts, teacher, acts, None, config)
     copy = jax.tree.map(lambda x: x.copy(), placed)
-    state, told = learn(policy, start(copy, optim, mesh), batch, lam, config, 1)
+    with use_mesh(mesh):
+        state, told, _ = learn(policy, start(copy, optim, mesh), work, lam, config, 1)
     return state, told
 
 
@@ -97,10 +99,10 @@ def test_equal_prompts_have_u_exactly_zero(model, weights, mesh1):
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
 def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
     optim = OptimConfig(lr=1e-2, aggregation=aggregation, max_grad_norm=1e9)
-    whole, told = one_update(model, weights, optim=optim, micro_rows=16)
-    for rows in (1, 4, 5, 16, 64):
-        other, also = one_update(model, weights, optim=optim, micro_rows=rows)
-        assert differs(whole.optimizer, other.optimizer) < 1e-4, rows
+    whole, told = one_update(model, weights, optim=optim)
+    for tokens in (1, 40, 80):
+        other, also = one_update(model, weights, optim=optim, tokens=tokens)
+        assert differs(whole.optimizer, other.optimizer) < 1e-4, tokens
         assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
 
 
@@ -108,14 +110,14 @@ def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
 def test_the_same_gradient_on_eight_devices(model, weights, mesh):
     optim = OptimConfig(lr=1e-2, max_grad_norm=1e9)
     one, told = one_update(model, weights, optim=optim)
-    eight, also = one_update(model, weights, optim=optim, mesh=make_mesh(mesh), micro_rows=8)
+    eight, also = one_update(model, weights, optim=optim, mesh=make_mesh(mesh), tokens=16)
     assert differs(one.optimizer, eight.optimizer) < 1e-4
     assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
 
 
 def test_the_optimizer_state_is_sharded_as_the_weights_and_stays_so(model, weights):
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    state, _ = one_update(model, weights, mesh=mesh, micro_rows=8)
+    state, _ = one_update(model, weights, mesh=mesh, tokens=16)
     wanted = abstract_state(state.weights, OptimConfig(), mesh)
     for got, planned in zip(jax.tree.leaves(state), jax.tree.leaves(wanted)):
         assert got.sharding.is_equivalent_to(planned.sharding, got.ndim)
@@ -133,34 +135,36 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mes
     policy, (problems, rollouts, rewards, contexts) = policy_on(model, mesh1), material()
     teacher, acts = teacher_scores(policy, weights, problems, contexts, rollouts, 1.0)
     student = student_scores(policy, weights, problems, rollouts, 1.0)
-    batch = make_batch(policy, problems, rewards, rollouts, teacher, acts, None, replace(Config(), optim=optim))
+    config = replace(Config(), optim=optim)
+    work = make_batches(policy, problems, rewards, rollouts, teacher, acts, None, config)
     sequence = group_advantage(rewards).reshape(-1)
     advantage = token_advantage(sequence, student.logprobs, teacher.logprobs, acts, 0.5, Term())
-    rows = jax.tree.map(lambda x: x[0], batch.rows)
+    pairs = [(p.prompt_ids, r[:n]) for p, rs, ns in zip(problems, rollouts.tokens, rollouts.lengths) for r, n in zip(rs, ns)]
+    rows = pack_rows(pairs, P * G, S + R)
     mask = response_mask(rows.response_lengths, R)
 
     def plain(w):
         return -(score_rows(model, w, rows, R, 1.0)[0].logprobs * advantage * mask).sum() / rollouts.lengths.sum()
 
     expected = jax.grad(plain)(weights)
-    state, _ = update(
-        start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, np.float32(0.5), 1.0, c=model, o=optim, term=Term()
-    )
+    state, _, seen = learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), work, 0.5, config, 1)
+    assert np.allclose(seen.logprobs[mask], student.logprobs[mask], atol=1e-5), "the update's own forward pass is the student's"
     first_moment = state.optimizer[1][0].mu  # with beta1 = 0 it is the gradient
     assert differs(first_moment, expected) < 1e-5
 
 
 def test_minibatches_take_several_steps_against_old_log_probs(model, weights, mesh1):
-    optim = OptimConfig(lr=1e-2, minibatches=2, micro_rows=8)
+    optim = OptimConfig(lr=1e-2, minibatches=2)
     config = replace(Config(), optim=optim, method=GRPO)
-    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1, 8), material()
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1, 128), material()
     old = student_scores(policy, weights, problems, rollouts, 1.0)
-    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), old, config)
-    state, told = learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), batch, 0.0, config, 1)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), old, config)
+    state, told, student = learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), work, 0.0, config, 1)
     assert int(state.optimizer[1][0].count) == 2
-    second = flat(told[1].student, 8).logprobs
-    mask = np.arange(R) < rollouts.lengths.reshape(-1)[8:, None]
-    assert np.abs(second - old.logprobs[8:])[mask].max() > 1e-3, "the second half meets moved weights"
+    moved = np.abs(student.logprobs - old.logprobs) * (np.arange(R) < rollouts.lengths.reshape(-1, 1))
+    given = sum(float((b.loss_weights * b.rows.response_lengths).sum()) for part in work for _, b in part)
+    assert given == pytest.approx(2, rel=1e-5), "each of two minibatches is an update at full weight"
+    assert len(told) == 2 and moved[:8].max() < 1e-5 and moved[8:].max() > 1e-3, "the second half meets moved weights"
 
 
 def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
@@ -168,34 +172,36 @@ def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
     rewards[1] = [np.inf, 0, 0, 0]
     config = replace(Config(), method=GRPO)
     with np.errstate(invalid="ignore"):
-        batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+        work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
     with pytest.raises(UserError, match="step 7: gradient or update of model.embed_tokens.weight is not finite"):
-        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), OptimConfig(), mesh1), batch, 0.0, config, 7)
+        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), OptimConfig(), mesh1), work, 0.0, config, 7)
 
 
 def test_a_nan_weight_is_named_with_its_step(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO)
-    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
     broken = jax.tree.map(lambda x: x.copy(), weights)
     broken = broken.replace(norm=broken.norm.at[3].set(np.nan))
     with pytest.raises(UserError, match="step 7: weight model.norm.weight holds NaN"):
-        learn(policy, start(broken, OptimConfig(), mesh1), batch, 0.0, config, 7)
+        learn(policy, start(broken, OptimConfig(), mesh1), work, 0.0, config, 7)
 
 
 def test_a_weight_that_would_overflow_is_not_stored(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO, optim=OptimConfig(lr=1e39))
-    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
     with pytest.raises(UserError, match="step 2: gradient or update of .* is not finite"):
-        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), batch, 0.0, config, 2)
+        learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), work, 0.0, config, 2)
 
 
 def test_masked_truncated_rollouts_leave_the_gradient(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO, optim=OptimConfig(mask_truncated=True))
-    batch = make_batch(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
-    assert ((np.asarray(batch.loss_weights).reshape(-1)[: P * G] > 0) == rollouts.stopped.reshape(-1)).all()
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    for micro, batch in work[0]:
+        real = micro.rows >= 0
+        assert ((batch.loss_weights[real] > 0) == rollouts.stopped.reshape(-1)[micro.rows[real]]).all()
 
 
 def test_importance_weights_multiply_the_gradient_and_are_one_where_sampler_and_trainer_agree(model, weights, mesh1):
@@ -205,11 +211,33 @@ def test_importance_weights_multiply_the_gradient_and_are_one_where_sampler_and_
     s = student_scores(policy, weights, problems, rollouts, 1.0).logprobs.reshape(P, G, R)
 
     def told(sampled, config):
-        batch = make_batch(policy, problems, rewards, rollouts.replace(logprobs=sampled), None, np.ones(P * G, bool), None, config)
+        work = make_batches(policy, problems, rewards, rollouts.replace(logprobs=sampled), None, np.ones(P * G, bool), None, config)
         copy = jax.tree.map(lambda x: x.copy(), weights)
-        return learn(policy, start(copy, config.optim, mesh1), batch, 0.0, config, 1)[1][0]
+        return learn(policy, start(copy, config.optim, mesh1), work, 0.0, config, 1)[1][0]
 
     plain = told(s, replace(config, optim=OptimConfig()))
     agreed, below = told(s, config), told(s - 5, config)
     assert agreed.grad_norm == pytest.approx(plain.grad_norm, rel=1e-6) and agreed.loss == pytest.approx(plain.loss, rel=1e-6)
     assert below.grad_norm == pytest.approx(2 * plain.grad_norm, rel=1e-5)
+
+
+def test_the_gradient_is_placed_as_the_weights_from_the_first_micro_batch_on(model, weights):
+    """Also where the compiler is free to choose: zeros of its own making would stand whole on every device."""
+    mesh, config = make_mesh(MeshConfig(2, 2, 2)), replace(Config(), method=GRPO)
+    policy, (problems, rollouts, rewards, _) = policy_on(model, mesh, 16), material()
+    placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    with use_mesh(mesh):
+        gradient = no_gradient(placed)
+        for _, batch in work[0][:2]:
+            for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(placed)):
+                assert g.sharding.is_equivalent_to(w.sharding, g.ndim)
+            batch = place_rows(mesh, batch)
+            gradient, _ = accumulate(gradient, placed, batch, np.float32(0), 1.0, c=model, o=OptimConfig(), term=Term())
+
+
+def test_a_first_moment_in_bfloat16_steps_as_the_exact_one_but_for_rounding(model, weights):
+    exact, _ = one_update(model, weights, optim=OptimConfig(lr=1e-2, minibatches=2))
+    rounded, _ = one_update(model, weights, optim=OptimConfig(lr=1e-2, minibatches=2, moments="bfloat16"))
+    assert {x.dtype.name for x in jax.tree.leaves(rounded.optimizer[1][0].mu)} == {"bfloat16"}
+    assert 0 < differs(exact.weights, rounded.weights) < 0.02

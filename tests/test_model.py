@@ -68,7 +68,7 @@ def gradient_of(c, remat="none"):
 
     def loss(w, tokens):
         hidden, kept = forward(c, w, tokens, np.full(8, 140), remat=remat)
-        logp, _ = token_logprobs(hidden[:, :139], w.output, tokens[:, 1:140], 1.0)
+        logp, _ = token_logprobs(hidden[:, :139], w.output, tokens[:, 1:140], 1.0, 64)
         return logp.mean(), (hidden[:, :140] @ w.output.T, kept.load)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -30,7 +30,7 @@ from antisd_jax.tiny.random_folder import make
 from antisd_jax.train import train
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
-SMALL = ["problems=8", "samples=4", "lengths.response=32", "optim.micro_rows=16", "eval.samples=2", "eval.limit=16", "log_rollouts=-1"]
+SMALL = ["problems=8", "samples=4", "lengths.response=32", "optim.micro_tokens=1024", "eval.samples=2", "eval.limit=16", "log_rollouts=-1"]
 SMALL += ["method.gate.warmup=2", "eval.every=2", "checkpoint.every=2"]
 
 

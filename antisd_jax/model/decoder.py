@@ -18,7 +18,7 @@ from antisd_jax.model.attention import attention
 from antisd_jax.model.moe import load, mixture, route
 from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights, declare
 from antisd_jax.model.rope import rotate
-from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain, spec
+from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain, current_mesh, spec
 
 # What the backward pass finds of a layer instead of computing it again.
 REMAT = {
@@ -82,7 +82,13 @@ def _block(c: ModelConfig, kind: LayerKind, w: Layers, x, positions, real, atten
 
     x, kept = around(mix, w.attention_norm, x)
     x, taken = around(feed_forward, w.mlp_norm, x)
-    return constrain(x, "rows", None, None), kept, taken
+    return constrain(x, "rows", _along(x.shape[1]), None), kept, taken
+
+
+def _along(t: int) -> str | None:
+    """Between the layers the devices of the tensor axis keep a part of the sequence each: the backward pass finds all layers' inputs."""
+    mesh = current_mesh()
+    return "sequence" if mesh and t > 1 and t % mesh.shape["tensor"] == 0 else None
 
 
 def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="none", keep_kv=False, dtype=jnp.float32):
@@ -94,7 +100,7 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     b, t = tokens.shape
     lengths = jnp.full((b,), t, jnp.int32) if lengths is None else lengths
     positions = jnp.broadcast_to(jnp.arange(t), tokens.shape)
-    real = positions < lengths[:, None]
+    real = (positions < lengths[:, None]) & (lengths[:, None] > 1)  # a row of one token only fills up a micro-batch
 
     def layer(x, stacked, i):
         """Layer i of the pattern. The slice is taken in here: outside, remat would save a copy of all weights."""
@@ -114,7 +120,7 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
             kept.append(Kept(kv, taken))
         return x, jax.tree.map(lambda *a: jnp.stack(a), *kept)
 
-    x = constrain(weights.embedding.astype(dtype)[tokens], "rows", None, None)
+    x = constrain(weights.embedding.astype(dtype)[tokens], "rows", _along(t), None)
     repeated = jax.tree.map(lambda a: a.reshape(-1, len(c.kinds), *a.shape[1:]), weights.layers)
     x, kept = jax.lax.scan(pattern, x, repeated)
     kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)

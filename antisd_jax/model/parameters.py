@@ -157,6 +157,13 @@ def count(c: ModelConfig) -> int:
     return sum(math.prod(p.shape) for p in jax.tree.leaves(declare(c)))
 
 
+def multiplied(c: ModelConfig) -> int:
+    """Parameters that a token is multiplied with: its own experts, and the table once, as the matrix that gives logits."""
+    looked_up = 0 if c.tied else c.vocab * c.width
+    idle = 3 * c.layers * c.width * c.feed_forward * (c.experts.count - c.experts.per_token) if c.experts else 0
+    return count(c) - looked_up - idle
+
+
 def abstract(c: ModelConfig, mesh, dtype=jnp.float32) -> Weights:
     """Shapes, dtype and shardings of the weights, without any data."""
     declared = declare(c)

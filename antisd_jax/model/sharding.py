@@ -17,6 +17,7 @@ from antisd_jax.errors import UserError
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 RULES = {
     "rows": ("data", "fsdp", "expert"),
+    "sequence": "tensor",  # of hidden states between the layers, where it divides
     "layers": None,
     "vocab": "tensor",
     "width": ("fsdp", "expert"),
@@ -38,13 +39,14 @@ class MeshConfig:
     """Devices along each mesh axis; data = -1 takes what the others leave.
 
     fsdp splits weights and rows, tensor splits heads, feed-forward and vocabulary, expert splits the experts of a mixture
-    (and rows: every device works on its own rows outside the experts).
+    (and rows: every device works on its own rows outside the experts). topology: the hardware that `antisd plan` compiles for.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
     expert: int = 1
+    topology: str = ""
 
     def __post_init__(self):
         for name in ("fsdp", "tensor", "expert"):
@@ -147,6 +149,6 @@ def rows_per_step(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[a] for a in RULES["rows"])
 
 
-def place_rows(mesh: Mesh, tree, axis: int):
-    """Host arrays → device arrays split along their row dimension, which stands at `axis`."""
-    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, *([None] * axis), "rows")), tree)
+def place_rows(mesh: Mesh, tree):
+    """Host arrays [B …] → device arrays split along their rows."""
+    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, "rows")), tree)

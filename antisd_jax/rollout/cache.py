@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from antisd_jax.batching import rungs
 from antisd_jax.model.parameters import ModelConfig
 from antisd_jax.model.sharding import constrain, on_shards
 
@@ -64,19 +65,13 @@ def bands(c: ModelConfig) -> list[Band]:
 
 def columns(needed: int) -> int:
     """The least of 128, 192, 256, 384, 512, … that is at least `needed`: few shapes, hence few compilations."""
-    size = LEAST_COLUMNS
-    while size < needed:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
-    return size
+    return rungs(LEAST_COLUMNS, needed)[-1]
 
 
 def ladder(prompt: int, responses: int, steps: int) -> list[int]:
     """The numbers of columns that such samples come to, decoding `steps` tokens at a time. The last is all that is ever needed."""
     most = -(-(prompt + -(-responses // steps) * steps) // LANES) * LANES
-    sizes = [columns(prompt + steps)]
-    while sizes[-1] < most:
-        sizes.append(columns(sizes[-1] + 1))
-    return [*sizes[:-1], most]
+    return [*(size for size in rungs(LEAST_COLUMNS, most)[:-1] if size >= prompt + steps), most]
 
 
 def following(b: int, used: int, steps: int, ladder: list[int]) -> int:
