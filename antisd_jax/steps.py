@@ -164,9 +164,14 @@ def privileged(policy: Policy, problems, said: list[list[str]], grades: list[lis
     return out
 
 
+def sequence_lengths(prompts: list, rollouts: Rollouts) -> np.ndarray:
+    """[N] tokens of each prompt with its response."""
+    return np.array([len(p) for p in prompts]) + rollouts.lengths.reshape(-1)
+
+
 def arranged(policy: Policy, prompts: list, rollouts: Rollouts, budget: int) -> tuple[np.ndarray, list[Micro]]:
     """(lengths of N prompts with their responses, their micro-batches), for prompts of at most `budget` tokens."""
-    lengths = np.array([len(p) for p in prompts]) + rollouts.lengths.reshape(-1)
+    lengths = sequence_lengths(prompts, rollouts)
     return lengths, arrange(lengths, buckets(budget + policy.responses), policy.micro_tokens, rows_per_step(policy.mesh))
 
 
@@ -224,8 +229,7 @@ def teacher_scores(policy: Policy, weights, problems, contexts: list[Context], r
 def padding_metrics(policy: Policy, problems, contexts: list[Context], rollouts: Rollouts, work: list[list]) -> dict:
     """perf/padding_…: share of the update's and of the teacher's tokens that belongs to no sequence."""
     students = each(problems, rollouts.lengths.shape[1])
-    lengths = arranged(policy, students, rollouts, policy.prompt_budget)[0]
-    out = {"perf/padding_update": padding(lengths, [micro for part in work for micro, _ in part])}
+    out = {"perf/padding_update": padding(sequence_lengths(students, rollouts), [micro for part in work for micro, _ in part])}
     if contexts:
         shown = [c.ids or s for c, s in zip(contexts, students)]
         out["perf/padding_teacher"] = padding(*arranged(policy, shown, rollouts, policy.context_budget))
@@ -243,7 +247,7 @@ def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher:
     advantages = group_advantage(rewards, config.method.normalise).reshape(-1)
     t = np.zeros((n, policy.responses)) if teacher is None else teacher.logprobs
     prompts = each(problems, rewards.shape[1])
-    lengths = np.array([len(p) for p in prompts]) + rollouts.lengths.reshape(-1)
+    lengths = sequence_lengths(prompts, rollouts)
 
     def batch(micro: Micro) -> Batch:
         return Batch(
