@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -113,15 +113,15 @@ def tasks(config: configuration.Config, c: ModelConfig, mesh) -> list[Task]:
     """The programs of a step: each at its longest, and the scores and gradients where the most tokens are together as well."""
     dtype, ways = config.model.dtype, rows_per_step(mesh)
     weights = abstract(c, mesh)
-    state = abstract_state(weights, config.optim, mesh)
+    state = abstract_state(weights, replace(config.optim, offload=False), mesh)  # as the optimizer's step finds it
     decoding = abstract_decoding(c, mesh, dtype)
-    moments, copied = share(state.optimizer), share(weights) / 4 * jnp.dtype(dtype).itemsize
+    moments, copied = 0.0 if config.optim.offload else share(state.optimizer), share(weights) / 4 * jnp.dtype(dtype).itemsize
     slots = config.rollout.slots or config.problems * config.samples
     out = [prefill_task(config, c, mesh, weights, decoding, moments, slots)]
     responses = [config.lengths.response]
     if config.eval.every and config.eval.response > config.lengths.response:
         responses.append(config.eval.response)
-    out += [decode_task(config, c, mesh, decoding, share(state), slots, r) for r in responses]
+    out += [decode_task(config, c, mesh, decoding, share(weights) + moments, slots, r) for r in responses]
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     rollouts = config.problems * config.samples
     for name, budget, count_ in (
@@ -181,7 +181,7 @@ def prefill_task(config, c: ModelConfig, mesh, weights, decoding, moments: float
     return Task(f"prefill {groups} × {prompt}", lower, moments + share(decoding) + held, products, share(decoding))
 
 
-def decode_task(config, c: ModelConfig, mesh, decoding, state: float, slots: int, responses: int) -> Task:
+def decode_task(config, c: ModelConfig, mesh, decoding, weights: float, slots: int, responses: int) -> Task:
     """One visit of the host at the largest cache. The prompts that are stored for later samples are counted as one slotful."""
     ways, dtype, prompt = rows_per_step(mesh), config.model.dtype, config.lengths.prompt
     slots, steps = -(-slots // ways) * ways, min(engine.STEPS, responses)
@@ -198,7 +198,7 @@ def decode_task(config, c: ModelConfig, mesh, decoding, state: float, slots: int
     stored = caching.size_bytes(c, -(-slots // config.samples), prompt, steps, dtype) / ways / mesh.shape["tensor"]
     products = steps * slots * (2 * multiplied(c) + attention_products(c, columns, columns + 1))
     reads = steps * (share(decoding) + share(caches))
-    return Task(f"decode {slots} × {columns}, {steps} tokens", lower, state + stored, products, reads)
+    return Task(f"decode {slots} × {columns}, {steps} tokens", lower, weights + stored, products, reads)
 
 
 def attention_products(c: ModelConfig, begin: int, end: int) -> float:
@@ -325,11 +325,12 @@ def refuse_too_large(found: list[Found], chip: Chip, config: configuration.Confi
         "decode": "fewer rollout.slots, or more mesh.tensor,",
         "score": f"{smaller}more mesh.fsdp or mesh.tensor",
         "gradient": f"{smaller}{'' if config.optim.remat == 'full' else 'optim.remat=full, '}more mesh.fsdp or mesh.tensor",
-        "apply": "more mesh.fsdp",
+        "apply": f"{'' if config.optim.moments == 'bfloat16' else 'optim.moments=bfloat16, '}more mesh.fsdp",
     }
+    away = "" if config.optim.offload or worst.name == "apply" else "optim.offload=true, "
     raise UserError(
         f"does not fit: {worst.name} needs {worst.peak / GIB:.1f} GiB a device (arguments {worst.arguments / GIB:.1f}, temporary"
-        f" {worst.temporary / GIB:.1f}), {ALLOWED:.0%} of {chip.memory / GIB:.1f} are there; {helps[worst.name.split()[0]]} would help"
+        f" {worst.temporary / GIB:.1f}), {ALLOWED:.0%} of {chip.memory / GIB:.1f} are there; {away}{helps[worst.name.split()[0]]} would help"
     )
 
 

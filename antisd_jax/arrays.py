@@ -50,35 +50,3 @@ def named_key(seed: int, *parts: str | int):
     for part in parts:
         key = jax.random.fold_in(key, word(part) if isinstance(part, str) else part)
     return key
-
-
-def token_logprobs(hidden, unembedding, targets, temperature, chunk_tokens: int):
-    """Log-probability of each target token, and the entropy of its whole distribution, at a sampling temperature.
-
-    hidden [B R D], unembedding [V D], targets [B R] → (log-prob [B R], entropy [B R]), both float32, in nats.
-    Positions are taken in chunks of about `chunk_tokens` tokens and recomputed in the backward pass, so logits of
-    [B R V] never exist. The entropy is a statistic: no gradient flows through it.
-    """
-    size = check_shapes(hidden=("B R D", hidden), unembedding=("V D", unembedding), targets=("B R", targets))
-    rows, positions = size["B"], size["R"]
-    step = min(positions, max(1, chunk_tokens // rows))
-    chunks = -(-positions // step)
-    pad = chunks * step - positions
-
-    def split(x):
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, chunks, step, *x.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def body(_, xs):
-        h, y = xs
-        logits = jnp.einsum("brd,vd->brv", h, unembedding.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
-        log_z = jax.nn.logsumexp(logits, axis=-1)
-        logp = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0] - log_z
-        fixed = jax.lax.stop_gradient(logits)
-        probs = jnp.exp(fixed - jax.lax.stop_gradient(log_z)[..., None])
-        entropy = jax.lax.stop_gradient(log_z) - jnp.sum(probs * fixed, axis=-1)
-        return None, (logp, entropy)
-
-    _, out = jax.lax.scan(body, None, (split(hidden), split(targets)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, chunks * step)[:, :positions] for x in out)

@@ -14,7 +14,7 @@ from flax import struct
 
 from antisd_jax.arrays import response_mask
 from antisd_jax.model.parameters import ModelConfig, declare
-from antisd_jax.model.sharding import constrain, replicated
+from antisd_jax.model.sharding import constrain, in_memory, replicated
 from antisd_jax.objective.advantage import Term, token_advantage
 from antisd_jax.objective.loss import clipped_surrogate, importance_weight
 from antisd_jax.score import score_rows
@@ -38,6 +38,7 @@ class OptimConfig:
     minibatches: int = 1  # optimizer steps a batch; beyond 1 the ratio is taken against a scoring pass before them
     micro_tokens: int = 8192  # of one forward and backward pass, in each shard of rows: rows × length, at least one row
     moments: str = "float32"  # of AdamW's first moment; bfloat16 halves it
+    offload: bool = False  # AdamW's moments wait in the host's memory, and are on the device for its step alone
     remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone)
 
 
@@ -70,11 +71,15 @@ def make_optimizer(o: OptimConfig) -> optax.GradientTransformation:
 
 
 def abstract_state(weights, o: OptimConfig, mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state for such weights (arrays or abstract): moments are placed as the weights."""
+    """Shapes, dtypes and shardings of the state between steps, for such weights (arrays or abstract): moments are placed as the weights."""
     optimizer = make_optimizer(o)
     placed = jax.tree.map(lambda w: w.sharding, weights)
     state = jax.eval_shape(optimizer.init, weights)
-    shardings = optax.tree_map_params(optimizer, lambda _, s: s, state, placed, transform_non_params=lambda _: replicated(mesh))
+
+    def waiting(_, sharding):
+        return in_memory(sharding, host=o.offload)
+
+    shardings = optax.tree_map_params(optimizer, waiting, state, placed, transform_non_params=lambda _: replicated(mesh))
 
     def as_abstract(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -86,6 +91,18 @@ def start(weights, o: OptimConfig, mesh) -> TrainState:
     """The state before the first update."""
     placed = jax.tree.map(lambda x: x.sharding, abstract_state(weights, o, mesh).optimizer)
     return TrainState(weights, jax.jit(make_optimizer(o).init, out_shardings=placed)(weights))
+
+
+def optimizer_step(state: TrainState, gradient, o: OptimConfig):
+    """`apply`, to which moments come from the host and from which they go back, where they are kept there."""
+    if not o.offload:
+        return apply(state, gradient, o=o)
+
+    def moved(tree, host: bool):
+        return jax.tree.map(lambda x: jax.device_put(x, in_memory(x.sharding, host)) if x.ndim else x, tree)
+
+    state, norm, bad = apply(state.replace(optimizer=moved(state.optimizer, False)), gradient, o=o)
+    return state.replace(optimizer=moved(state.optimizer, True)), norm, bad
 
 
 def no_gradient(weights):

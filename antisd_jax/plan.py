@@ -5,11 +5,11 @@ import math
 import jax
 
 from antisd_jax.model.decoder import abstract_decoding
+from antisd_jax.model.logprobs import LOGITS
 from antisd_jax.model.parameters import abstract, count
 from antisd_jax.model.sharding import rows_per_step
 from antisd_jax.rollout.cache import ladder, size_bytes
 from antisd_jax.rollout.engine import STEPS
-from antisd_jax.score import LOGITS
 from antisd_jax.steps import Policy
 
 GIB = 2.0**30
@@ -20,7 +20,7 @@ def memory(config, policy: Policy) -> dict[str, float]:
 
     state: float32 weights, gradient and two moments, as the mesh divides them. decoding: the sampler's copy of the weights. cache: its
     keys and values, when a response is at its longest (stored prompts not counted). activations: of the largest micro-batch, what remat keeps of every layer, plus one layer whole.
-    logits: one chunk's, with its probabilities and gradient.
+    logits: one block's, with its probabilities and gradient.
     """
     m, mesh = policy.model, policy.mesh
     item = 2 if policy.dtype == "bfloat16" else 4

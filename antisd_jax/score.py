@@ -5,20 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from antisd_jax.arrays import check_shapes, token_logprobs
+from antisd_jax.arrays import check_shapes
 from antisd_jax.model.decoder import forward
+from antisd_jax.model.logprobs import token_logprobs
 from antisd_jax.model.parameters import ModelConfig, Weights
-from antisd_jax.model.sharding import current_mesh, rows_per_step
 from antisd_jax.types import Rows, Scores
-
-LOGITS = 2**26  # entries of a device's logits that exist at one time
-
-
-def chunk_tokens(vocab: int) -> int:
-    """How many tokens, over all devices, meet the vocabulary at one time."""
-    mesh = current_mesh()
-    ways = rows_per_step(mesh) * (mesh.shape["tensor"] if mesh else 1)
-    return max(LOGITS // vocab, 1) * ways
 
 
 def exact_products(dtype: str):
@@ -40,7 +31,7 @@ def score_rows(c: ModelConfig, weights: Weights, rows: Rows, responses: int, tem
     before = jnp.clip(index - 1, 0, last)
     targets = jnp.take_along_axis(rows.tokens, jnp.clip(index, 0, last), axis=1)
     hidden = jnp.take_along_axis(hidden, before[..., None], axis=1)
-    return Scores(*token_logprobs(hidden, weights.output, targets, temperature, chunk_tokens(c.vocab))), kept.load
+    return Scores(*token_logprobs(hidden, weights.output, targets, temperature)), kept.load
 
 
 @partial(jax.jit, static_argnames=("c", "responses", "dtype"))

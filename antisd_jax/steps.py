@@ -15,7 +15,7 @@ import numpy as np
 from antisd_jax.arrays import word
 from antisd_jax.batching import Micro, arrange, buckets, padding
 from antisd_jax.errors import UserError
-from antisd_jax.learner import Seen, UpdateStats, accumulate, apply, no_gradient
+from antisd_jax.learner import Seen, UpdateStats, accumulate, no_gradient, optimizer_step
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
@@ -280,7 +280,7 @@ def learn(policy: Policy, state: TrainState, work: list[list], lam: float, confi
             placed = place_rows(policy.mesh, batch)
             gradient, more = accumulate(gradient, state.weights, placed, jnp.float32(lam), config.sampling.temperature, **how)
             seen.append(more)
-        state, norm, bad = apply(state, gradient, o=config.optim)
+        state, norm, bad = optimizer_step(state, gradient, config.optim)
         del gradient
         students += [(micro, s.student) for (micro, _), s in zip(part, seen)]
         loss, clipped, load, norm, bad = jax.device_get((*summed(seen), norm, bad))

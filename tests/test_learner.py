@@ -96,11 +96,11 @@ def test_equal_prompts_have_u_exactly_zero(model, weights, mesh1):
     assert (teacher.logprobs == student_scores(policy, weights, problems, rollouts, 1.0).logprobs).all()
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
     optim = OptimConfig(lr=1e-2, aggregation=aggregation, max_grad_norm=1e9)
     whole, told = one_update(model, weights, optim=optim)
-    for tokens in (1, 40, 80):
+    for tokens in (1, 40):
         other, also = one_update(model, weights, optim=optim, tokens=tokens)
         assert differs(whole.optimizer, other.optimizer) < 1e-4, tokens
         assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
@@ -234,6 +234,37 @@ def test_the_gradient_is_placed_as_the_weights_from_the_first_micro_batch_on(mod
                 assert g.sharding.is_equivalent_to(w.sharding, g.ndim)
             batch = place_rows(mesh, batch)
             gradient, _ = accumulate(gradient, placed, batch, np.float32(0), 1.0, c=model, o=OptimConfig(), term=Term())
+
+
+def test_bfloat16_activations_track_float32_over_twenty_steps(model, weights, mesh1):
+    """Float32 weights either way. What is learned, the log-likelihood of good responses over that of bad ones, stays within 3 %."""
+    problems, rollouts, rewards, _ = material()
+    config = replace(Config(), method=GRPO, optim=OptimConfig(lr=3e-3))
+    mask = np.arange(R) < rollouts.lengths.reshape(-1, 1)
+    better = (rewards - rewards.mean(1, keepdims=True)).reshape(-1, 1) * mask
+
+    def told(dtype):
+        policy = replace(policy_on(model, mesh1), dtype=dtype)
+        work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+        state, out = start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), []
+        for step in range(21):
+            state, _, student = learn(policy, state, work, 0.0, config, step)
+            out.append((student.logprobs * better).sum())
+        return np.array(out)
+
+    exact, rounded = told("float32"), told("bfloat16")
+    learned = exact[-1] - exact[0]
+    assert learned > 20 and (exact != rounded).any()
+    assert np.abs(exact - rounded).max() < 0.03 * learned
+
+
+def test_moments_that_wait_on_the_host_change_nothing(model, weights):
+    optim, mesh = OptimConfig(lr=1e-2, minibatches=2), make_mesh(MeshConfig(2, 2, 2))
+    there, _ = one_update(model, weights, optim=optim, mesh=mesh, tokens=16)
+    away, _ = one_update(model, weights, optim=replace(optim, offload=True), mesh=mesh, tokens=16)
+    assert bits(there) == bits(away)
+    waiting = {x.sharding.memory_kind for x in jax.tree.leaves(away.optimizer) if x.ndim}
+    assert waiting == {"pinned_host"} and {x.sharding.memory_kind for x in jax.tree.leaves(away.weights)} == {"device"}
 
 
 def test_a_first_moment_in_bfloat16_steps_as_the_exact_one_but_for_rounding(model, weights):

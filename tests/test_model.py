@@ -12,11 +12,11 @@ import pytest
 from conftest import sharpened
 from families import OLMO3_7B, QWEN3_8B, QWEN3_30B_A3B, REAL, small
 
-from antisd_jax.arrays import token_logprobs
 from antisd_jax.errors import UserError
 from antisd_jax.metrics import load_metrics
 from antisd_jax.model import moe
 from antisd_jax.model.decoder import REMAT, forward
+from antisd_jax.model.logprobs import token_logprobs
 from antisd_jax.model.moe import mixture, route
 from antisd_jax.model.parameters import Experts, ModelConfig, abstract, count, declare, init
 from antisd_jax.model.rope import Rope

@@ -9,9 +9,9 @@ import pytest
 from conftest import sharpened
 from families import OLMO3_7B, QWEN3_4B_2507, QWEN3_8B, QWEN3_30B_A3B, REAL, small
 
-from antisd_jax.arrays import token_logprobs
 from antisd_jax.model.decoder import forward
 from antisd_jax.model.hf import from_stored, load_weights, names, save_weights, tensor_shapes
+from antisd_jax.model.logprobs import token_logprobs
 from antisd_jax.model.moe import route
 from antisd_jax.model.parameters import declare, init
 from antisd_jax.model.rope import rotate

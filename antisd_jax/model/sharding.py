@@ -115,6 +115,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def in_memory(sharding, host: bool):
+    """The same devices' share, in the memory of the device or of its host."""
+    return sharding.with_memory_kind("pinned_host" if host else "device")
+
+
 def constrain(x, *axes: str | None, rules=RULES):
     """x, kept on the current mesh along its logical axes."""
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(axes, rules))
