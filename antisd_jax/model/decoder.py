@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding
 
 from antisd_jax.model.attention import attention
 from antisd_jax.model.moe import load, mixture, route
-from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Weights, declare
+from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Param, Weights, declare
 from antisd_jax.model.rope import rotate
-from antisd_jax.model.sharding import DECODE_RULES, RULES, constrain, current_mesh, spec
+from antisd_jax.model.sharding import RULES, WHOLE_RULES, constrain, current_mesh, spec
 
 # What the backward pass finds of a layer instead of computing it again.
 REMAT = {
@@ -61,28 +61,32 @@ def _block(c: ModelConfig, kind: LayerKind, w: Layers, x, positions, real, atten
     Returns (x, what attend kept, the experts' load or None); `real` […] is False at padding.
     """
 
+    def along(x, *axes):
+        """Said of every product, or else the compiler may move the activations of all devices to a weight's parts."""
+        return constrain(x, "rows", None, *axes)
+
     def around(sublayer, scale, x):
-        if c.norm_after:
-            out, kept = sublayer(x)
-            return x + rms_norm(out, scale, c.norm_eps), kept
-        out, kept = sublayer(rms_norm(x, scale, c.norm_eps))
-        return x + out, kept
+        out, kept = sublayer(along(x if c.norm_after else rms_norm(x, scale, c.norm_eps), None))
+        out = constrain(out, "rows", _along(x.shape[1]), None)
+        return x + (rms_norm(out, scale, c.norm_eps) if c.norm_after else out), kept
 
     def mix(h):
-        q = rotate(rms_norm(linear(h, w.query), w.query_norm, c.norm_eps), positions, kind.rope)
-        k = rotate(rms_norm(linear(h, w.key), w.key_norm, c.norm_eps), positions, kind.rope)
-        mixed, kept = attend(q, k, linear(h, w.value))
-        return linear(checkpoint_name(mixed, "attention"), w.out, inputs=2), kept
+        q, k, v = (along(linear(h, p), axis, None) for p, axis in ((w.query, "heads"), (w.key, "kv_heads"), (w.value, "kv_heads")))
+        q = rotate(rms_norm(q, w.query_norm, c.norm_eps), positions, kind.rope)
+        k = rotate(rms_norm(k, w.key_norm, c.norm_eps), positions, kind.rope)
+        mixed, kept = attend(q, k, v)
+        return linear(checkpoint_name(along(mixed, "heads", None), "attention"), w.out, inputs=2), kept
 
     def feed_forward(h):
         if c.experts is None:
-            return linear(jax.nn.silu(linear(h, w.gate)) * linear(h, w.up), w.down), None
+            hidden = jax.nn.silu(along(linear(h, w.gate), "feed_forward")) * along(linear(h, w.up), "feed_forward")
+            return linear(hidden, w.down), None
         probabilities, chosen = route(h, w.router, c.experts)
         return mixture(h, probabilities, chosen, w.gate, w.up, w.down), load(chosen, c.experts, real)
 
     x, kept = around(mix, w.attention_norm, x)
     x, taken = around(feed_forward, w.mlp_norm, x)
-    return constrain(x, "rows", _along(x.shape[1]), None), kept, taken
+    return x, kept, taken
 
 
 def _along(t: int) -> str | None:
@@ -101,6 +105,7 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     lengths = jnp.full((b,), t, jnp.int32) if lengths is None else lengths
     positions = jnp.broadcast_to(jnp.arange(t), tokens.shape)
     real = (positions < lengths[:, None]) & (lengths[:, None] > 1)  # a row of one token only fills up a micro-batch
+    declared = declare(c).layers
 
     def layer(x, stacked, i):
         """Layer i of the pattern. The slice is taken in here: outside, remat would save a copy of all weights."""
@@ -108,7 +113,8 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
         def attend(q, k, v):
             return attention(q, k, v, lengths, c.kinds[i].window), (k, v) if keep_kv else None
 
-        return _block(c, c.kinds[i], jax.tree.map(lambda a: a[i], stacked), x, positions, real, attend)
+        whole = jax.tree.map(lambda p, a: _gathered(p, a[i], dtype), declared, stacked)
+        return _block(c, c.kinds[i], whole, x, positions, real, attend)
 
     if remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT[remat], static_argnums=2)
@@ -125,6 +131,19 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     x, kept = jax.lax.scan(pattern, x, repeated)
     kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
     return rms_norm(x, weights.norm, c.norm_eps), kept
+
+
+def _in_products(p: Param, dtype):
+    """(dtype, axes of one layer, rules of placement) of a weight when it is multiplied: norms and routers stay float32, experts where
+    they are; the rest is in the dtype of activations, and whole on each device but for the tensor axis."""
+    kind = jnp.float32 if p.std is None or "routes" in p.axes else dtype
+    axes = p.axes[1:] if p.axes[0] == "layers" else p.axes
+    return jnp.dtype(kind), axes, RULES if "experts" in axes else WHOLE_RULES
+
+
+def _gathered(p: Param, a, dtype):
+    kind, axes, rules = _in_products(p, dtype)
+    return constrain(a.astype(kind), *axes, rules=rules)
 
 
 @struct.dataclass
@@ -144,33 +163,28 @@ class DecodeWeights:
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def unstacked(c: ModelConfig, weights: Weights, dtype) -> DecodeWeights:
-    """Copies in the dtype of decoding (norm scales keep theirs), laid out for it: see DECODE_RULES. Experts stay where they are."""
-
-    def placed(a, axes):
-        return constrain(a.astype(dtype) if a.ndim > 1 else a, *axes, rules=_decode_rules(axes))
-
+    """Copies in the dtype of decoding, laid out for it."""
     declared = declare(c)
-    layers = [jax.tree.map(lambda p, a, i=i: placed(a[i], p.axes[1:]), declared.layers, weights.layers) for i in range(c.layers)]
-    table = declared.embedding.axes
-    unembedding = None if c.tied else placed(weights.unembedding, table)
-    return DecodeWeights(placed(weights.embedding, table), unembedding, placed(weights.norm, declared.norm.axes), layers)
 
+    def layer(i):
+        return jax.tree.map(lambda p, a: _gathered(p, a[i], dtype), declared.layers, weights.layers)
 
-def _decode_rules(axes):
-    return RULES if "experts" in axes else DECODE_RULES
+    def table(p, a):
+        return None if p is None else _gathered(p, a, dtype)
+
+    tables = table(declared.embedding, weights.embedding), table(declared.unembedding, weights.unembedding)
+    return DecodeWeights(*tables, table(declared.norm, weights.norm), [layer(i) for i in range(c.layers)])
 
 
 def abstract_decoding(c: ModelConfig, mesh, dtype) -> DecodeWeights:
     """Shapes, dtypes and shardings of what `unstacked` gives on a mesh, without any data."""
-    declared = declare(c)
 
-    def one(axes, shape):
-        kind = jnp.dtype(dtype) if len(shape) > 1 else jnp.dtype(jnp.float32)
-        return jax.ShapeDtypeStruct(shape, kind, sharding=NamedSharding(mesh, spec(axes, _decode_rules(axes))))
+    def one(p: Param):
+        kind, axes, rules = _in_products(p, dtype)
+        return jax.ShapeDtypeStruct(p.shape[-len(axes) :], kind, sharding=NamedSharding(mesh, spec(axes, rules)))
 
-    layer = jax.tree.map(lambda p: one(p.axes[1:], p.shape[1:]), declared.layers)
-    tables = [None if p is None else one(p.axes, p.shape) for p in (declared.embedding, declared.unembedding, declared.norm)]
-    return DecodeWeights(*tables, [layer] * c.layers)
+    described = jax.tree.map(one, declare(c))
+    return DecodeWeights(described.embedding, described.unembedding, described.norm, [described.layers] * c.layers)
 
 
 def decode_step(c: ModelConfig, weights: DecodeWeights, tokens, positions, attend, dtype=jnp.float32):

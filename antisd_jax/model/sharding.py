@@ -29,9 +29,9 @@ RULES = {
     "expert_width": "fsdp",
     "routes": None,
 }
-# While decoding every device of a row group holds its weights whole but for the tensor axis: gathering them at each token would
-# cost more than the token. Experts stay apart; their products bring tokens to them.
-DECODE_RULES = RULES | {"width": None}
+# In a product every device of a row group holds its weights whole but for the tensor axis: a layer's are gathered for it while training;
+# the decoder keeps such a copy, since gathering at each token would cost more than the token. Experts stay apart; tokens come to them.
+WHOLE_RULES = RULES | {"width": None}
 
 
 @dataclass(frozen=True)
