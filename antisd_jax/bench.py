@@ -91,12 +91,13 @@ def random_weights(c: ModelConfig, seed: int, mesh):
 
 def machine(dtype: str) -> dict[str, float]:
     """A device's rates, measured: bytes a second that products of a large matrix and a vector read, and FLOP/s of large products."""
-    size, wide = 8192, 512
-    matrix = jnp.ones((size, size), dtype)
-    seconds = {columns: best_time(matrix, jnp.ones((size, columns), dtype)) for columns in (1, wide)}
-    return {"bytes_per_s": matrix.nbytes / seconds[1], "flop_per_s": 2 * size * size * wide / seconds[wide]}
+    wide = 512
+    matrix = jnp.ones((SIDE, SIDE), dtype)
+    seconds = {columns: best_time(matrix, jnp.ones((SIDE, columns), dtype)) for columns in (1, wide)}
+    return {"bytes_per_s": matrix.nbytes / seconds[1], "flop_per_s": 2 * SIDE * SIDE * wide / seconds[wide]}
 
 
+SIDE = 8192  # of the matrix
 PRODUCTS = 4  # in one call, each of the one before, so that its launch weighs little
 
 

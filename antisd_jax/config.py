@@ -30,7 +30,7 @@ from antisd_jax.text.prompt import PromptConfig
 from antisd_jax.watchdog import MODES, WatchdogConfig
 
 # Keys that a run in an existing folder may change: where it is, how far it goes, and what it only reports.
-FREE = ("output", "steps", "log_rollouts", "watchdog.", "mesh.topology", "rollout.compile_first")
+FREE = ("output", "steps", "log_rollouts", "watchdog.", "mesh.topology", "rollout.compile_first", "optim.offload")
 
 
 @dataclass(frozen=True)

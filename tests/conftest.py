@@ -1,9 +1,13 @@
 """Eight virtual CPU devices for every test, set before jax starts; and a tiny random policy to share."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test process compiled, the others and their children need not
+    COMPILED = tempfile.TemporaryDirectory(prefix="antisd-compiled-")
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
 
 import jax
 import pytest

@@ -174,7 +174,7 @@ def test_a_model_that_is_too_large_is_refused_before_anything_is_allocated(tmp_p
     assert done.returncode == 2 and "does not fit" in done.stderr, done.stdout + done.stderr[-2000:]
 
 
-PAIRS = [  # every model and every TPU hardware once at least
+PAIRS = [  # every model and every hardware once at least
     ("v5e_64", "qwen3_8b"),
     ("v5p_64", "qwen3_4b_instruct_2507"),
     ("v6e_64", "qwen3_8b"),
@@ -182,11 +182,12 @@ PAIRS = [  # every model and every TPU hardware once at least
     ("v6e_64_experts", "qwen3_30b_a3b"),
     ("v5p_64_olmo3", "olmo3_7b_think"),
     ("v6e_64_olmo3", "olmo3_7b_instruct"),
+    ("h100_8", "qwen3_4b_instruct_2507"),  # eight CPU devices in place of the GPUs
 ]
 
 
 def test_no_shipped_hardware_is_left_out():
-    assert {hardware for hardware, _ in PAIRS} == {p.stem for p in (ROOT / "configs" / "hardware").glob("v*.yaml")}
+    assert {hardware for hardware, _ in PAIRS} == {p.stem for p in (ROOT / "configs" / "hardware").glob("*.yaml")}
 
 
 @needs_libtpu
@@ -206,11 +207,15 @@ def test_every_shipped_hardware_lowers_the_models_it_is_for(tmp_path, hardware, 
         "todo = aot.tasks(c, m, mesh)\nwith use_mesh(mesh):\n    print(len([t.lower() for t in todo]))\n"
     )
     files = [str(ROOT / "configs" / f) for f in (f"models/{model}.yaml", "methods/antisd.yaml", f"hardware/{hardware}.yaml")]
+    if not load(files, []).mesh.topology:
+        files.append(str(tmp_path / "cpus.yaml"))
+        (tmp_path / "cpus.yaml").write_text("mesh: {topology: cpu:8}")
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
+        "JAX_NUM_CPU_DEVICES": "8",
     }
     command = [sys.executable, "-c", script, str(folder), *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from results_file import write_part  # noqa: E402
 
 
-def test_the_lines_add_up(capsys):
+def test_the_lines_add_up(capsys, monkeypatch):
+    monkeypatch.setattr("antisd_jax.bench.SIDE", 1024)  # of the matrix whose products are timed: the real one takes half a minute
     options = ["--rounds=1", "--median=10", "--problems=8", "--samples=2", "--lengths.response=40", "--rollout.slots=8"]
     assert main(["bench", "rollout", str(ROOT / "configs" / "smoke.yaml"), *options]) == 0
     machine, first, row, medians = map(json.loads, capsys.readouterr().out.splitlines())
