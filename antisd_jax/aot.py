@@ -28,7 +28,6 @@ from antisd_jax.model.decoder import abstract_decoding
 from antisd_jax.model.parameters import ModelConfig, abstract, count, multiplied
 from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import make_mesh, named, replicated, rows_per_step, use_mesh
-from antisd_jax.results import markdown
 from antisd_jax.rollout import cache as caching
 from antisd_jax.rollout import engine
 from antisd_jax.score import exact_products, score
@@ -272,8 +271,8 @@ def collectives(text: str) -> Counter:
     return total(entry)
 
 
-def plan(config: configuration.Config, say=say, found: list[Found] | None = None) -> list[Found]:
-    """Compile every program for config.mesh.topology and say what comes out; `found` is filled. Raises UserError when one does not fit."""
+def plan(config: configuration.Config, say=say) -> list[Found]:
+    """Compile every program for config.mesh.topology and say what comes out. Raises UserError when one does not fit."""
     topology = config.mesh.topology
     if not topology:
         raise UserError("antisd plan needs --topology=NAME, for instance v5p:4x4x4, or cpu:8")
@@ -284,7 +283,7 @@ def plan(config: configuration.Config, say=say, found: list[Found] | None = None
     chip = CHIPS.get(topology.partition(":")[0])
     axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
     say(f"{config.model.path}: {count(c):,} parameters on {topology}, {len(devices)} devices: {axes}")
-    found = [] if found is None else found
+    found = []
     described = tasks(config, c, mesh)  # out here: under the mesh of absent devices nothing can be computed
     with use_mesh(mesh), exact_products(config.model.dtype):
         for task in described:
@@ -332,15 +331,3 @@ def refuse_too_large(found: list[Found], chip: Chip, config: configuration.Confi
         f"does not fit: {worst.name} needs {worst.peak / GIB:.1f} GiB a device (arguments {worst.arguments / GIB:.1f}, temporary"
         f" {worst.temporary / GIB:.1f}), {ALLOWED:.0%} of {chip.memory / GIB:.1f} are there; {away}{helps[worst.name.split()[0]]} would help"
     )
-
-
-def table(plans: dict[str, list[Found]], chips: dict[str, Chip]) -> str:
-    """Rows of several plans by name: peak memory of each program (of several of a kind the largest), as a share of the chip's."""
-    kinds = ["prefill", "decode", "gradient", "score", "apply"]
-    lines = [["plan", *kinds, "largest"]]
-    for name, found in plans.items():
-        peaks = {k: max((f.peak for f in found if f.name.split()[0] == k), default=None) for k in kinds}
-        cells = ["—" if p is None else f"{p / GIB:.1f} ({p / chips[name].memory:.0%})" for p in peaks.values()]
-        most = max((f.peak for f in found), default=None)
-        lines.append([name, *cells, "refused" if most is None else f"{most / chips[name].memory:.0%}"])
-    return markdown(lines)

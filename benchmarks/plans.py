@@ -8,6 +8,7 @@ The models' config.json are written from tests/families.py; nothing is downloade
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from families import REAL  # noqa: E402
 
 from antisd_jax import aot, config  # noqa: E402
 from antisd_jax.errors import UserError  # noqa: E402
+from antisd_jax.results import markdown  # noqa: E402
 
 NAMES = {
     "qwen3_8b": "Qwen3-8B",
@@ -35,8 +37,8 @@ NAMES = {
 SLICES = {"v5p_64": list(NAMES), "v6e_64": list(NAMES), "v5e_64": ["qwen3_8b", "qwen3_4b_instruct_2507"]}
 
 
-def compiled(model: str, hardware: str, folder: Path):
-    """(what was found, the lines that `antisd plan` prints)."""
+def compiled(model: str, hardware: str, folder: Path) -> list[str]:
+    """The lines that `antisd plan` prints, after the command."""
     settings = REAL[NAMES[model]]
     at = folder / NAMES[model]
     at.mkdir(exist_ok=True)
@@ -44,43 +46,61 @@ def compiled(model: str, hardware: str, folder: Path):
     hardware += "_experts" if "num_experts" in settings else "_olmo3" if settings["model_type"] == "olmo3" else ""
     files = [str(ROOT / "configs" / part) for part in (f"models/{model}.yaml", "methods/antisd.yaml", f"hardware/{hardware}.yaml")]
     lines = [f"antisd plan {' '.join('configs' + f.split('configs')[1] for f in files)}"]
-    found: list = []
     try:
-        aot.plan(config.load(files, [f"model.path={at}"]), say=lines.append, found=found)
+        aot.plan(config.load(files, [f"model.path={at}"]), say=lines.append)
     except UserError as e:
         lines.append(f"  {e}")
-    return found, [line.replace(f"{folder}/", "") for line in lines]
+    return [line.replace(f"{folder}/", "") for line in lines]
+
+
+def blocks(text: str) -> dict[tuple[str, str], str]:
+    """(model, hardware file) → what `antisd plan` printed, as it stands in PLANS.md."""
+    found = re.findall(r"```\n(.*?)\n```", text, re.DOTALL)
+    return {re.search(r"models/(\w+)\.yaml .*hardware/(\w+)\.yaml", block).groups(): block for block in found}
+
+
+def table(plans: dict[tuple[str, str], str]) -> str:
+    """Rows of several plans: peak memory of each program (of several of a kind the largest), as a share of the chip's."""
+    kinds = ["prefill", "decode", "gradient", "score", "apply"]
+    lines = [["model", "hardware", *kinds, "largest"]]
+    for (model, hardware), block in plans.items():
+        found = re.findall(r"^  (\w+).*?: ([\d.]+) of ([\d.]+) GiB", block, re.MULTILINE)
+        peaks = {k: max(float(used) for kind, used, _ in found if kind == k) for k in kinds}
+        memory = float(found[0][2])
+        cells = [f"{p:.1f} ({p / memory:.0%})" for p in peaks.values()]
+        lines.append([model, hardware, *cells, f"{max(peaks.values()) / memory:.0%}"])
+    return markdown(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", default="", help="models whose names begin so")
+    parser.add_argument("--only", default="", help="models whose names begin so; the others' plans stay as they are")
     parser.add_argument("--slices", default=",".join(SLICES))
     a = parser.parse_args()
-    plans, chips, told = {}, {}, []
+    path = ROOT / "benchmarks" / "PLANS.md"
+    plans = blocks(path.read_text(encoding="utf-8")) if path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for hardware in a.slices.split(","):
             for model in SLICES[hardware]:
                 if model.startswith(a.only):
                     began = time.monotonic()
-                    found, lines = compiled(model, hardware, Path(folder))
+                    lines = compiled(model, hardware, Path(folder))
                     lines.append(f"  compiled in {time.monotonic() - began:.0f} s")
                     print("\n".join(lines), flush=True)
-                    plans[f"{model}, {hardware}"], chips[f"{model}, {hardware}"] = found, aot.CHIPS[hardware.split("_")[0]]
-                    told += ["```", *lines, "```", ""]
-    table = aot.table(plans, chips)
-    print(table)
-    if not a.only and a.slices == ",".join(SLICES):
-        text = f"""# Plans
+                    plans |= blocks("```\n" + "\n".join(lines) + "\n```")
+    told = "\n\n".join(f"```\n{block}\n```" for block in plans.values())
+    text = f"""# Plans
 
 Does a step fit, at the paper's lengths: 32 problems × 8 samples, responses of 16,384 tokens (32,768 for Think)? Peak memory of a chip in GiB, and
 as a share of all it has, for every program at its longest, with what the run keeps beside it. Compiled for the hardware, without it:
-`python benchmarks/plans.py`; JAX {version("jax")}, libtpu {version("libtpu")}.
+`python benchmarks/plans.py` (`--only=olmo3 --slices=v6e_64` does a part again); JAX {version("jax")}, libtpu {version("libtpu")}.
 
-{table}
+{table(plans)}
 
-{chr(10).join(told)}"""
-        (ROOT / "benchmarks" / "PLANS.md").write_text(text, encoding="utf-8")
+{told}
+"""
+    path.write_text(text, encoding="utf-8")
+    print(table(plans))
 
 
 if __name__ == "__main__":
