@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"unknown command {args[0]!r}{nearest(args[0], commands)}")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that there is no torch
-        commands[args[0]](args[1:])
-        return 0
+        return commands[args[0]](args[1:]) or 0
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -71,22 +70,37 @@ def _after(command: str) -> str:
     return "the same command continues from the last checkpoint" if command == "train" else "the output is not complete"
 
 
-def _train(args: list[str]) -> None:
-    from antisd_jax import config, train
+def _train(args: list[str]) -> int:
+    from pathlib import Path
+
+    from antisd_jax import config, processes, train
+    from antisd_jax.files import read_jsonl
+    from antisd_jax.log import say
     from antisd_jax.report.page import write_report
 
     options = _options([a for a in args if a.startswith("-")])
     c = config.load([a for a in args if not a.startswith("-")], options)
-    train.train(c)
-    print(f"report: {write_report(c.output)}")
+    processes.join(c.processes)
+    with processes.together():
+        try:
+            train.train(c)
+            status = 0
+        except processes.Preempted:
+            say("stopped as asked; the same command goes on from the last complete step")
+            status = processes.AGAIN
+        if processes.first() and (status == 0 or read_jsonl(Path(c.output) / "metrics.jsonl")):
+            say(f"report: {write_report(c.output)}")
+    return status
 
 
 def _options(args: list[str]) -> list[str]:
-    """--key=value → key=value."""
+    """--key=value → key=value; two long names have short ones."""
+    short = {"topology": "mesh.topology", "init-from": "init.run"}
     for option in args:
         if not option.startswith("--") or "=" not in option:
             raise UserError(f"{option}: options are written --key=value")
-    return [option.removeprefix("--") for option in args]
+    pairs = [option.removeprefix("--").partition("=") for option in args]
+    return [f"{short.get(key, key)}={value}" for key, _, value in pairs]
 
 
 def _generate(args: list[str]) -> None:
@@ -148,10 +162,7 @@ def _plan(args: list[str]) -> None:
             os.environ.setdefault("JAX_NUM_CPU_DEVICES", option.rpartition(":")[2])
     from antisd_jax import aot, config
 
-    options = [
-        o.replace("topology=", "mesh.topology=", 1) if o.startswith("topology=") else o
-        for o in _options([a for a in args if a.startswith("-")])
-    ]
+    options = _options([a for a in args if a.startswith("-")])
     aot.plan(config.load([a for a in args if not a.startswith("-")], options))
 
 

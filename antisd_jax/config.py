@@ -23,14 +23,15 @@ from antisd_jax.model.sharding import MeshConfig
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import STATISTICS, Gate
 from antisd_jax.objective.loss import AGGREGATIONS
+from antisd_jax.processes import ProcessConfig
 from antisd_jax.rewards.pool import RewardConfig
 from antisd_jax.rollout.sampling import RolloutConfig, Sampling
 from antisd_jax.text.data import DataConfig
 from antisd_jax.text.prompt import PromptConfig
 from antisd_jax.watchdog import MODES, WatchdogConfig
 
-# Keys that a run in an existing folder may change: where it is, how far it goes, and what it only reports.
-FREE = ("output", "steps", "log_rollouts", "watchdog.", "mesh.topology", "rollout.compile_first", "optim.offload")
+# Keys that a run in an existing folder may change: where it is, how far it goes, what it only reports, and the machine.
+FREE = ("output", "steps", "log_rollouts", "checkpoint.", "watchdog.", "mesh.", "processes.", "rollout.compile_first", "optim.offload")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ class Method:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """run: go on from another run's weights, moments and place in its data, as RUN or RUN@STEP (its last checkpoint). optimizer: its
+    moments, or new ones."""
+
+    run: str = ""
+    optimizer: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     output: str = "runs/antisd"
     seed: int = 0
@@ -94,6 +104,8 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
 def load(files: list[str], overrides: list[str], cls=Config) -> Config:
@@ -218,6 +230,7 @@ def _check(c: Config) -> None:
         "eval.response",
         "eval.limit",
         "checkpoint.every",
+        "checkpoint.best",
         "data.limit",
     ):
         need(flat[key] >= 0, key, flat[key], "at least 0")

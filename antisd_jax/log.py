@@ -11,29 +11,39 @@ import jax
 
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl, write_atomically
+from antisd_jax.processes import first, gathered
 
 CLOCKED = ("timing_s/", "perf/")  # metrics that a clock decides: all others repeat exactly when a run is repeated
 
 
 class Log:
-    """The run folder's files. Lines past `step`, left by a process that died after its last checkpoint, are dropped."""
+    """The run folder's files, written by process 0; all know the metrics so far. Lines past the last checkpoint's step, left by a process
+    that died after it, are dropped; and where that step was not finished, all of its lines but the rollouts'."""
 
     FILES = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, finished: bool = True):
+        self.files, self.board = {}, None
+        if first():
+            self._open(folder, step, step if finished else step - 1)
+        self.history = gathered(read_jsonl(folder / "metrics.jsonl") if first() else None)[0]
+
+    def _open(self, folder: Path, step: int, finished: int) -> None:
         from tensorboardX import SummaryWriter
 
         for name in self.FILES:
-            kept = [row for row in read_jsonl(folder / name) if row["step"] <= step]
+            last = step if name == "rollouts.jsonl" else finished
+            kept = [row for row in read_jsonl(folder / name) if row["step"] <= last]
             write_atomically(folder / name, "".join(_line(row) for row in kept))
-        self.history = read_jsonl(folder / "metrics.jsonl")
         self.files = {name: open(folder / name, "a", encoding="utf-8") for name in self.FILES}
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=finished + 1)
 
     def metrics(self, step: int, values: dict) -> None:
         row = {"step": step} | values
         self.history.append(row)
         self._append("metrics.jsonl", [row])
+        if not self.board:
+            return
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self.board.add_scalar(name, value, step)
@@ -46,13 +56,15 @@ class Log:
         self._append("evaluations.jsonl", [{"step": step} | row for row in rows])
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        self.files[name].write("".join(_line(row) for row in rows))
-        self.files[name].flush()
+        if self.files:
+            self.files[name].write("".join(_line(row) for row in rows))
+            self.files[name].flush()
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
-        self.board.close()
+        if self.board:
+            self.board.close()
 
 
 def _line(row: dict) -> str:
@@ -60,11 +72,13 @@ def _line(row: dict) -> str:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    if first():
+        print(text, flush=True)
 
 
 def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    if first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Stopwatch:

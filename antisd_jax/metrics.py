@@ -22,6 +22,7 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
     difference = np.abs(np.exp(sampled) - np.exp(student.logprobs))[mask]
     out = {
         "critic/rewards/mean": flat.mean(),
+        "perf/response_tokens": int(rollouts.lengths.sum()),
         "critic/rewards/completed_mean": masked_mean(flat, stopped),
         "critic/advantages/mean": masked_mean(advantage, mask),
         "actor/entropy": masked_mean(student.entropies, mask),

@@ -8,6 +8,7 @@ from pathlib import Path
 from antisd_jax.errors import UserError
 from antisd_jax.files import write_atomically
 from antisd_jax.log import warn
+from antisd_jax.processes import first
 from antisd_jax.steps import Policy, prompted
 from antisd_jax.text.card import Card, answer_kind, without_duplicates, without_overlaps
 from antisd_jax.text.data import Benchmark, DataConfig, load
@@ -52,7 +53,7 @@ class Pins:
         return replace(data, revision=self.commits.get(f"{data.path}@{data.revision}", data.revision))
 
     def add(self, data: DataConfig, card: Card) -> None:
-        if card.revision:
+        if card.revision and first():
             self.commits[f"{data.path}@{data.revision}"] = card.revision
             write_atomically(self.path, json.dumps(self.commits) + "\n")
 

@@ -5,7 +5,7 @@ Shape letters: P problems, G samples a problem, N = P·G rollouts in that order,
 T tokens of its rows, R' = min(R, T).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import jax
@@ -19,9 +19,10 @@ from antisd_jax.learner import Seen, UpdateStats, accumulate, no_gradient, optim
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
-from antisd_jax.model.sharding import keep_programs, make_mesh, place_rows, rows_per_step
+from antisd_jax.model.sharding import everywhere, keep_programs, make_mesh, place_rows, rows_per_step
 from antisd_jax.objective.advantage import group_advantage
 from antisd_jax.objective.loss import row_weights
+from antisd_jax.processes import gathered, mine, safe_point
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.books import Tally
@@ -142,14 +143,19 @@ def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollo
 
 
 def judge(policy: Policy, pool: Pool, problems: list[Problem], rollouts: Rollouts):
-    """(decoded responses [P][G], grades [P][G], rewards [P G]). Text is for graders and people; ids are what is trained on."""
+    """(decoded responses [P][G], grades [P][G], rewards [P G]). Text is for graders and people; ids are what is trained on.
+
+    Each process grades its part of the responses.
+    """
     decode = policy.prompts.tokenizer.decode
     said = [
         [decode(tokens[:n].tolist(), skip_special_tokens=True) for tokens, n in zip(group, lengths)]
         for group, lengths in zip(rollouts.tokens, rollouts.lengths)
     ]
     golds = [p.answer for p, group in zip(problems, said) for _ in group]
-    graded = iter(pool.grade([text for group in said for text in group], golds))
+    own = pool.grade(mine([text for group in said for text in group]), mine(golds))
+    graded = iter(Grade.of(values) for part in gathered([astuple(g) for g in own]) for values in part)
+    safe_point()
     grades = [[next(graded) for _ in group] for group in said]
     return said, grades, np.array([[g.reward for g in group] for group in grades])
 
@@ -187,6 +193,7 @@ def score_all(policy: Policy, weights, prompts: list, rollouts: Rollouts, budget
     micro-batch's rows end."""
     told = []
     for micro in arranged(policy, prompts, rollouts, budget)[1]:
+        safe_point()
         rows = place_rows(policy.mesh, pack(micro, prompts, rollouts))
         responses = min(policy.responses, micro.length)
         told.append((micro, score(weights, rows, temperature, c=policy.model, responses=responses, dtype=policy.dtype)))
@@ -197,7 +204,7 @@ def collected(policy: Policy, count: int, told: list[tuple[Micro, Scores]]) -> S
     """Scores of micro-batches → arrays [N R] on the host."""
     out = Scores(*np.zeros((2, count, policy.responses), np.float32))
     for micro, scores in told:
-        scores = jax.device_get(scores)
+        scores = jax.device_get(everywhere(scores))
         micro.put(out.logprobs, scores.logprobs)
         micro.put(out.entropies, scores.entropies)
     return out
@@ -277,13 +284,15 @@ def learn(policy: Policy, state: TrainState, work: list[list], lam: float, confi
     for part in work:
         gradient, seen = no_gradient(state.weights), []
         for micro, batch in part:
+            if not told:  # the state is that of the last step
+                safe_point()
             placed = place_rows(policy.mesh, batch)
             gradient, more = accumulate(gradient, state.weights, placed, jnp.float32(lam), config.sampling.temperature, **how)
             seen.append(more)
         state, norm, bad = optimizer_step(state, gradient, config.optim)
         del gradient
         students += [(micro, s.student) for (micro, _), s in zip(part, seen)]
-        loss, clipped, load, norm, bad = jax.device_get((*summed(seen), norm, bad))
+        loss, clipped, load, norm, bad = jax.device_get(everywhere((*summed(seen), norm, bad)))
         told.append(UpdateStats(float(loss), float(norm), bad, int(clipped), load))
         refuse_non_finite(policy, state.weights, told[-1], step)
     return state, told, collected(policy, sum(len(m.rows[m.rows >= 0]) for m, _ in students), students)

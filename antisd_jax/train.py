@@ -5,7 +5,7 @@ update → log, checkpoint. The verbs are in steps.py, the mathematics in object
 """
 
 import json
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
 from antisd_jax.problems import read_data
+from antisd_jax.processes import Preempted, by_first, first_ahead, gathered, stoppable
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.score import exact_products
 from antisd_jax.steps import (
@@ -66,20 +67,33 @@ class Run:
 
 @dataclass
 class Place:
-    """Where a run stands: what a checkpoint holds. cursor counts the problems taken so far."""
+    """Where a run stands: what a checkpoint holds. cursor counts the problems taken so far. told: the metrics of a step whose weights are
+    there, but which is not evaluated and logged yet."""
 
     state: TrainState
     step: int = 0
     cursor: int = 0
     gate: GateState = field(default_factory=GateState)
+    told: dict | None = None
+
+    def record(self, config: Config) -> dict:
+        """All but the arrays, as JSON."""
+        gate = asdict(self.gate)
+        return {"step": self.step, "cursor": self.cursor, "gate": gate, "told": self.told, "config": configuration.digest(config)}
+
+    @classmethod
+    def of(cls, state: TrainState, record: dict) -> "Place":
+        gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
+        return cls(state, record["step"], record["cursor"], gate, record["told"])
 
 
 def loop(run: Run, at: Place) -> None:
     c, policy, clock, gate = run.config, run.policy, run.clock, run.config.method.active_gate
     temperature = c.sampling.temperature
     student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
-    if at.step == 0 and c.eval.every:
-        finish_step(run, at, measure(run, at), 0)
+    if at.told is not None or (at.step == 0 and c.eval.every):
+        at.told = {k: v for k, v in (at.told or {}).items() if not k.startswith("perf/")}  # the clock of that step is lost
+        finish_step(run, at)
     if c.rollout.compile_first and at.step < c.steps:
         with clock.time("gen"):
             programs = compile_rollouts(policy, at.state.weights, c.problems, c.samples, c.sampling)
@@ -87,7 +101,6 @@ def loop(run: Run, at: Place) -> None:
     begun = at.step
     for step in range(at.step + 1, c.steps + 1):
         problems = run.order.take(at.cursor, c.problems)
-        at.step, at.cursor = step, at.cursor + c.problems
         with clock.time("gen"):
             rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
             if step == begun + 1:
@@ -102,24 +115,24 @@ def loop(run: Run, at: Place) -> None:
             if student_first:
                 old = student_scores(policy, at.state.weights, problems, rollouts, temperature)
         h = gates.statistic(gate.statistic, old, teacher, rollouts.lengths.reshape(-1), acts)
-        at.gate, g = gates.step(gate, at.gate, h)
+        gate_state, g = gates.step(gate, at.gate, h)
         lam = g * c.method.lam_max
         with clock.time("update_actor"):
             work = make_batches(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
-            at.state, updates, student = learn(policy, at.state, work, lam, c, step)
+            state, updates, student = learn(policy, at.state, work, lam, c, step)
         student = old or student
         values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
         values |= padding_metrics(policy, problems, contexts, rollouts, work)
-        values |= gate_metrics(gate, at.gate, h, lam) | tally.metrics() | {"data/epoch": at.cursor / len(run.order.problems)}
-        if c.eval.every and (step % c.eval.every == 0 or step == c.steps):
-            values |= measure(run, at)
+        cursor = at.cursor + c.problems
+        values |= gate_metrics(gate, gate_state, h, lam) | tally.metrics() | {"data/epoch": cursor / len(run.order.problems)}
         run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
-        finish_step(run, at, values, int(rollouts.lengths.sum()))
+        at.state, at.step, at.cursor, at.gate, at.told = state, step, cursor, gate_state, values
+        finish_step(run, at)
 
 
 def measure(run: Run, at: Place) -> dict:
     """Evaluation metrics of the weights as they stand."""
-    c, results = run.config, []
+    c, results, generations = run.config, [], []
     key = named_key(c.seed, at.step, "evaluate")
     with run.clock.time("testing"):
         for bench, problems in run.held_out:
@@ -128,18 +141,22 @@ def measure(run: Run, at: Place) -> dict:
                 run.policy, at.state.weights, problems, k, c.eval, key, run.pool, c.rollout.slots or c.problems * c.samples
             )
             rows = [row for part in parts for row in part]
-            run.log.generations(at.step, [{"benchmark": bench.name} | row for row in rows])
+            generations += [{"benchmark": bench.name} | row for row in rows]
             results.append(summarise(bench.name, k, rows))
+    run.log.generations(at.step, generations)
     return metrics(results)
 
 
-def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
-    """Log, print one line, warn of what is new, and save when it is time."""
-    c = run.config
+def finish_step(run: Run, at: Place) -> None:
+    """Evaluate when it is time, log, print one line, warn of what is new, and save when it is time."""
+    c, values = run.config, at.told or {}
+    if c.eval.every and (at.step % c.eval.every == 0 or at.step == c.steps):
+        values |= measure(run, at)
+    at.told = None
     seconds, compiling = run.clock.lap()
     if compiling:
         say("compiled " + ", ".join(f"{name} {s:.1f} s" for name, s in compiling.items()))
-    run.log.metrics(at.step, values | speed(seconds, tokens))
+    run.log.metrics(at.step, values | speed(seconds, values.get("perf/response_tokens", 0)))
     say(progress(at.step, c.steps, run.log.history[-1], run.clock.left(at.step, c.steps)))
     steps = [row for row in run.log.history if "actor/entropy" in row]
     already = watch(steps[:-1], c.watchdog)
@@ -150,38 +167,69 @@ def finish_step(run: Run, at: Place, values: dict, tokens: int) -> None:
     stopping = [now[mode] for mode in c.watchdog.stop if mode in now]
     if at.step and (stopping or run.checkpoints.due(at.step, c.steps)):
         with run.clock.time("save_checkpoint"):
-            record = {"step": at.step, "cursor": at.cursor, "gate": asdict(at.gate), "config": configuration.digest(c)}
-            run.checkpoints.save(at.step, at.state, record)
+            run.checkpoints.save(at.step, at.state, at.record(c), values.get("eval/average"))
     if stopping:
         raise UserError(f"step {at.step}: stopped by watchdog.stop, with a checkpoint: {stopping[0]}")
 
 
 def train(config: Config) -> None:
-    """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend."""
-    folder = make_folder(config.output)
-    with lock_folder(folder):
-        refuse_another_run(folder, config)
-        policy, source = build_policy(config)
-        held_out, problems, cards = read_data(policy, config, folder)
-        write_atomically(folder / "config.yaml", configuration.dump(config))
-        hf.copy_settings(source, folder / "model")
-        say(describe(config, policy, len(problems), [(b.name, len(ps), b.samples) for b, ps in held_out]))
-        for card in cards:
-            say("\n".join(card.lines()))
-        write_atomically(folder / "overlaps.jsonl", "".join(json.dumps(o) + "\n" for card in cards for o in card.overlaps))
+    """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend, and Preempted, with a
+    checkpoint, after a request to stop."""
+    folder = Path(config.output)
+    with by_first(lambda: open_folder(folder, config)) or nullcontext(), stoppable():
+        policy, source = first_ahead(lambda: build_policy(config))
+        held_out, problems, cards = first_ahead(lambda: read_data(policy, config, folder))
+        by_first(lambda: describe_run(config, policy, source, held_out, problems, cards))
         with (
             use_mesh(policy.mesh),
             exact_products(policy.dtype),
             closing(Checkpoints(folder / "checkpoints", config.checkpoint)) as checkpoints,
         ):
             at = resume(config, policy, source, checkpoints)
-            if at.step >= config.steps and at.step:
+            if at.told is not None and gathered(logged(folder, at.step))[0]:
+                at.told = None  # it was finished after that checkpoint
+            if at.step >= config.steps and at.step and at.told is None:
                 say(f"{config.output} has already reached step {at.step}")
                 return
-            with closing(Log(folder, at.step if at.step else -1)) as log, Pool(config.reward) as pool:
+            with closing(Log(folder, at.step or -1, at.told is None)) as log, Pool(config.reward) as pool:
                 if told := pool.start():
                     say(told)
-                loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
+                try:
+                    loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
+                except Preempted:
+                    if at.step:
+                        last = log.history[-1] if log.history else {}
+                        score = last.get("eval/average") if last.get("step") == at.step else None
+                        checkpoints.save(at.step, at.state, at.record(config), score)
+                    raise
+
+
+def logged(folder: Path, step: int) -> bool:
+    """Are there metrics of that step?"""
+    return any(row["step"] == step for row in read_jsonl(folder / "metrics.jsonl"))
+
+
+def open_folder(folder: Path, config: Config):
+    """The lock on the run folder, made when it is not there. Raises UserError when it cannot be used, or holds another run."""
+    make_folder(config.output)
+    lock = lock_folder(folder)
+    try:
+        refuse_another_run(folder, config)
+    except UserError:
+        lock.close()
+        raise
+    return lock
+
+
+def describe_run(config: Config, policy: Policy, source: Path, held_out, problems: list[Problem], cards: list) -> None:
+    """Print what will be done, and write it into the run folder."""
+    folder = Path(config.output)
+    write_atomically(folder / "config.yaml", configuration.dump(config))
+    hf.copy_settings(source, folder / "model")
+    say(describe(config, policy, len(problems), [(b.name, len(ps), b.samples) for b, ps in held_out]))
+    for card in cards:
+        say("\n".join(card.lines()))
+    write_atomically(folder / "overlaps.jsonl", "".join(json.dumps(o) + "\n" for card in cards for o in card.overlaps))
 
 
 def refuse_another_run(folder: Path, config: Config) -> None:
@@ -195,13 +243,33 @@ def refuse_another_run(folder: Path, config: Config) -> None:
 
 
 def resume(config: Config, policy: Policy, source: Path, checkpoints: Checkpoints) -> Place:
-    """Where the folder's last checkpoint stands, or the beginning, with the weights of the model folder `source`."""
-    step = checkpoints.latest()
-    if step is None:
+    """Where the folder's last checkpoint that can be read stands, or the beginning, with the weights of the model folder `source`."""
+    wanted = abstract_state(abstract(policy.model, policy.mesh), config.optim, policy.mesh)
+    if checkpoints.latest() is None:
+        if config.init.run:
+            return inherit(config, policy, wanted)
         return Place(start(hf.load_weights(source, policy.model, policy.mesh), config.optim, policy.mesh))
-    state, record = checkpoints.restore(step, abstract_state(abstract(policy.model, policy.mesh), config.optim, policy.mesh))
+    state, record = checkpoints.restore_last(wanted)
     if record["config"] != configuration.digest(config):
-        raise UserError(f"checkpoint {step} in {config.output} belongs to another configuration. Choose another --output")
-    gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
+        raise UserError(f"checkpoint {record['step']} in {config.output} belongs to another configuration. Choose another --output")
     say(f"resuming at step {record['step']}")
-    return Place(state, record["step"], record["cursor"], gate)
+    return Place.of(state, record)
+
+
+def inherit(config: Config, policy: Policy, wanted: TrainState) -> Place:
+    """The beginning of a run that goes on from another's checkpoint: its weights, moments and place in the data; a new gate, steps from 1."""
+    run, _, step = config.init.run.partition("@")
+    folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"init.run: {run} holds no run, or one without checkpoints")
+    if step and not step.isdigit():
+        raise UserError(f"init.run: got {config.init.run!r}, wanted RUN or RUN@STEP")
+    parent = configuration.build(Config, configuration.read_yaml(folder / "config.yaml"))
+    if (parent.data, parent.seed) != (config.data, config.seed):
+        warn("init.run: another data set or seed than the parent's: problems are taken from another order, and may come again")
+    with closing(Checkpoints(folder / "checkpoints", config.checkpoint, read_only=True)) as checkpoints:
+        state, record = checkpoints.restore(checkpoints.choose(int(step) if step else None), wanted)
+    if not config.init.optimizer:
+        state = start(state.weights, config.optim, policy.mesh)
+    say(f"goes on from step {record['step']} of {run}, {record['cursor']} problems on; {'its' if config.init.optimizer else 'new'} moments")
+    return Place(state, cursor=record["cursor"])

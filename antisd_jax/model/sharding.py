@@ -155,5 +155,16 @@ def rows_per_step(mesh: Mesh | None) -> int:
 
 
 def place_rows(mesh: Mesh, tree):
-    """Host arrays [B …] → device arrays split along their rows."""
-    return jax.tree.map(lambda x: jax.device_put(x, named(mesh, "rows")), tree)
+    """Host arrays [B …], the same in every process → device arrays split along their rows."""
+
+    def one(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, named(mesh, "rows"), lambda part: x[part])
+
+    return jax.tree.map(one, tree)
+
+
+@jax.jit
+def everywhere(tree):
+    """Arrays whole on every device, so that every process can read them."""
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)

@@ -15,6 +15,12 @@ class Grade:
     seconds: float = field(default=0.0, compare=False)
     cases: tuple[int, int] | None = None
 
+    @classmethod
+    def of(cls, values: list) -> "Grade":
+        """What `dataclasses.astuple` took apart, and JSON may have carried."""
+        outcome, extracted, seconds, cases = values
+        return cls(outcome, extracted, seconds, cases and tuple(cases))
+
     @property
     def correct(self) -> bool:
         return self.outcome == "correct"

@@ -44,6 +44,7 @@ def main() -> None:
     memory = config["memory_mb"] << 20
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a scheduler signals the whole group: the trainer decides when this one ends
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed trainer must not leave a busy worker behind

@@ -22,7 +22,8 @@ from flax import struct
 from antisd_jax.model.attention import decode_attention
 from antisd_jax.model.decoder import DecodeWeights, decode_step, forward, unstacked
 from antisd_jax.model.parameters import ModelConfig, Weights
-from antisd_jax.model.sharding import constrain, current_mesh, rows_per_step
+from antisd_jax.model.sharding import constrain, current_mesh, everywhere, rows_per_step
+from antisd_jax.processes import safe_point
 from antisd_jax.rollout import cache as caching
 from antisd_jax.rollout.books import Books, Tally
 from antisd_jax.rollout.cache import Cache, bands
@@ -150,12 +151,6 @@ def decode(weights: DecodeWeights, caches: list[Cache], slots: Slots, starts, no
 def in_sight(back, window: int | None):
     """Does a layer see what stands `back` columns behind the newest?"""
     return back >= 0 if window is None else (back >= 0) & (back < window)
-
-
-@jax.jit
-def everywhere(tree):
-    """Arrays whole on every device, so that every process can read them."""
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
 
 
 @jax.jit
@@ -309,6 +304,7 @@ def generate(
             s.enter(fresh, key, problem_ids, sample_ids, limits)
         if not books.busy.any():
             break
+        safe_point()
         if (order := books.together()) is not None:
             s.compact(order)
         s.make_room()
