@@ -291,6 +291,8 @@ def plan(config: configuration.Config, say=say) -> list[Found]:
             say(sentence(found[-1], chip, config.model.dtype))
     if chip:
         refuse_too_large(found, chip, config)
+        most = max(found, key=lambda f: f.peak)
+        say(f"  fits: the largest, {most.name}, takes {most.peak / chip.memory:.0%} of {chip.memory / GIB:.1f} GiB a device")
     return found
 
 
