@@ -5,9 +5,6 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0"
-)  # most of a test's time is compiling; XLA_FLAGS="" as users compile
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test process compiled, the others and their children need not
     COMPILED = tempfile.TemporaryDirectory(prefix="antisd-compiled-")
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
