@@ -10,7 +10,7 @@ from antisd_jax import processes
 from antisd_jax.errors import UserError
 
 port, number, what = sys.argv[1:]
-processes.join(processes.ProcessConfig(f"localhost:{port}", 2, int(number), 5))
+processes.join(processes.ProcessConfig(f"localhost:{port}", 2, int(number), 10))
 print("met", processes.gathered([int(number), "ü"]), processes.mine([10, 11, 12]), processes.first(), flush=True)
 with processes.together():
     try:

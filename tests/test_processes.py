@@ -87,7 +87,7 @@ def test_one_that_fails_tells_the_others_why(what, reason):
 def test_one_that_is_silent_is_named_by_the_others(what):
     began = time.monotonic()
     ((status, first),) = watched(what, wait=(0,))
-    assert status == 1 and f"error: process 1 on {socket.gethostname()} has given no sign of life for 5 s" in first, first
+    assert status == 1 and f"error: process 1 on {socket.gethostname()} has given no sign of life for 10 s" in first, first
     assert time.monotonic() - began < 60
 
 
@@ -109,7 +109,7 @@ def run_together(folder, count: int, devices: int, *options):
     port = free_port()
     flags = [f"--{o}" for o in (*SMALL, "mesh.fsdp=2", f"output={folder}", *options)]
     if count > 1:
-        flags += [f"--processes.coordinator=localhost:{port}", f"--processes.count={count}", "--processes.patience=8"]
+        flags += [f"--processes.coordinator=localhost:{port}", f"--processes.count={count}", "--processes.patience=20"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     how = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     command = [sys.executable, "-m", "antisd_jax", "train", SMOKE, *flags]
