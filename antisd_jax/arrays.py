@@ -50,3 +50,21 @@ def named_key(seed: int, *parts: str | int):
     for part in parts:
         key = jax.random.fold_in(key, word(part) if isinstance(part, str) else part)
     return key
+
+
+def word_sum(x):
+    """A 32-bit sum over the bits of an array, which changes when one element does, or two change places: for an array on any mesh the same.
+
+    Σ (2·i + 1) · word_i modulo 2³², i the index in the flattened array: whole numbers, so that the order of the sum is nothing to it.
+    """
+    waits = x.sharding.memory_kind == "pinned_host"
+    return _word_sum(jax.device_put(x, x.sharding.with_memory_kind("device")) if waits else x)
+
+
+@jax.jit
+def _word_sum(x):
+    words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)

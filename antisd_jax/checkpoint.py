@@ -1,12 +1,23 @@
-"""Checkpoints: Orbax behind one module, asynchronous, atomic, the last few kept."""
+"""Checkpoints: Orbax behind one module, asynchronous, atomic, the last few kept, and known again by their sums."""
 
+import gc
+import hashlib
+import json
 import logging
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from antisd_jax.arrays import word_sum
 from antisd_jax.errors import UserError
 from antisd_jax.log import warn
 from antisd_jax.processes import by_first, gathered, several
@@ -28,8 +39,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, config: CheckpointConfig, read_only: bool = False):
         """read_only: touch nothing, so that a running trainer's folder can be looked into."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        for name in ("absl", "asyncio"):  # they would print every array that a full disk refuses
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self.every = folder, config.every
+        self.writing, self.failed = None, False  # the step of the last save; did one fail?
         best = policies.BestN(get_metric_fn=_score, n=config.best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(config.keep), best]),
@@ -38,10 +51,12 @@ class Checkpoints:
         )
         if read_only:
             options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            by_first(self._drop_unreadable_scores)
         try:
             self.manager = ocp.CheckpointManager(folder.resolve(), options=options, item_names=("state", "record"))
-        except OSError as e:
-            raise UserError(f"checkpoint folder {folder} cannot be used: {e.strerror}") from None
+        except (OSError, ValueError) as e:
+            raise UserError(f"checkpoint folder {folder} cannot be used: {getattr(e, 'strerror', None) or e}") from None
         # With each save Orbax would ask for a stop under the number of the training step, which is not that of a safe point.
         self.manager.reached_preemption = lambda step: False
         self._agree()
@@ -49,6 +64,15 @@ class Checkpoints:
     def _agree(self) -> None:
         if len(set(map(tuple, gathered(self.steps())))) > 1:
             raise UserError(f"the processes see different checkpoints in {self.folder}: is it one shared folder?")
+
+    def _drop_unreadable_scores(self) -> None:
+        """Orbax would read no checkpoint beside one whose score is damaged."""
+        for file in self.folder.glob("[0-9]*/metrics/metrics"):
+            with suppress(ValueError, TypeError, KeyError):
+                if float(json.loads(file.read_bytes())["score"]) >= 0:
+                    continue
+            warn(f"{file} cannot be read: the step does not count among the best")
+            file.parent.rename(file.parent.with_name("damaged-metrics"))
 
     def latest(self) -> int | None:
         return self.manager.latest_step()
@@ -75,8 +99,31 @@ class Checkpoints:
         """
         if step == self.latest():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
-        self.manager.save(step, args=items, metrics=None if score is None else {"score": score}, force=True)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(_sealed(record, state)))
+        self._written(self.writing, self.manager.wait_until_finished)
+        by_first(lambda: self._refuse_full(step, sum(x.nbytes for x in jax.tree.leaves(state))))
+        self.writing = step
+        self._written(step, lambda: self.manager.save(step, args=items, metrics=None if score is None else {"score": score}, force=True))
+
+    def _refuse_full(self, step: int, size: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(self._unwritten(step, f"it takes {size / 2**20:,.1f} MiB, and {free / 2**20:,.1f} are free"))
+
+    def _written(self, step: int | None, f: Callable) -> None:
+        """f(), in which a write that went on behind the run may turn out to have failed. Raises UserError naming the step that it was of."""
+        try:
+            f()
+        except Exception as e:  # whatever Orbax meets
+            self.failed = True
+            system = re.search(r"([^:\[\]]+?) \[os_error_code", str(e))
+            raise UserError(
+                self._unwritten(step, system.group(1).strip() if system else f"{type(e).__name__}: {e}".splitlines()[0])
+            ) from None
+
+    def _unwritten(self, step: int | None, reason: str) -> str:
+        kept = sorted(int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit())
+        return f"checkpoint {self.folder / str(step)} cannot be written: {reason}. Complete ones: {', '.join(map(str, kept)) or 'none'}"
 
     def restore_last(self, abstract: TrainState) -> tuple[TrainState, dict]:
         """`restore` of the last one that can be read. Damaged ones after it are said and set aside, out of the way of new ones.
@@ -116,28 +163,73 @@ class Checkpoints:
         self._mark(step).unlink(missing_ok=True)
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-        """The state on the shardings of `abstract`, and its record. Raises UserError when the files cannot be read."""
-        found = self._restore(step, state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore())
-        return found["state"], found["record"]
+        """The state on the shardings of `abstract`, and its record. Raises UserError when they cannot be read, or are not what was saved."""
+        return self._restore(step, ocp.args.StandardRestore(abstract))
 
     def restore_weights(self, step: int, abstract):
         """The weights alone, without reading the optimizer's state."""
         wanted = {"weights": abstract}
         places = ocp.checkpoint_utils.construct_restore_args(wanted)
-        return self._restore(step, state=ocp.args.PyTreeRestore(wanted, places, partial_restore=True))["state"]["weights"]
+        return self._restore(step, ocp.args.PyTreeRestore(wanted, places, partial_restore=True))[0]["weights"]
 
-    def _restore(self, step: int, **items):
-        try:
-            return self.manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as e:  # whatever Orbax meets in a damaged folder
-            reason = str(e).splitlines()[0] if str(e) else ""
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {type(e).__name__}: {reason}") from None
+    def _restore(self, step: int, state):
+        with _quiet():
+            try:
+                found = self.manager.restore(step, args=ocp.args.Composite(state=state, record=ocp.args.JsonRestore()))
+                return found["state"], _unsealed(found["record"], found["state"])
+            except Exception as e:  # whatever Orbax meets in a damaged folder
+                reason = f"{type(e).__name__}: {e}".splitlines()[0][:200]
+        raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {reason}")
 
     def close(self) -> None:
-        """Waits for writes under way."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits for writes under way. Raises UserError when one fails, if none did before."""
+        if not self.failed:
+            self._written(self.writing, self.manager.wait_until_finished)
+        with suppress(Exception):  # what has failed fails again
+            self.manager.close()
 
 
 def _score(metrics: dict) -> float:
     return metrics["score"]
+
+
+@contextmanager
+def _quiet():
+    """Where reading fails, each array's own reader, left in the middle of its work, would print a traceback as it is thrown away."""
+    hooks = sys.unraisablehook, sys.excepthook
+    sys.unraisablehook = sys.excepthook = lambda *_: None
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings(action="ignore"):
+            gc.collect()
+        sys.unraisablehook, sys.excepthook = hooks
+
+
+def _sealed(record: dict, state) -> dict:
+    """The record with a sum of each array, and a hash of itself: files do not tell when a bit of them has changed."""
+    record = record | {"sums": _sums(state)}
+    return record | {"sha256": _hash(record)}
+
+
+def _unsealed(record: dict, state) -> dict:
+    """The record as it was given. Raises ValueError where it, or an array of the state (or part of it), is not what was saved."""
+    if record.pop("sha256", None) != _hash(record):
+        raise ValueError("its record is not the one that was saved")
+    sums = record.pop("sums")
+    for name, value in _sums(state).items():
+        if sums.get(name, value) != value:
+            raise ValueError(f"array {name} is not the one that was saved")
+    return record
+
+
+def _hash(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(state) -> dict[str, int]:
+    """By name and type of the array (read as another type it has no sum); the same on every mesh."""
+    names = [
+        f"{jax.tree_util.keystr(path, simple=True, separator='/')} {x.dtype}" for path, x in jax.tree_util.tree_leaves_with_path(state)
+    ]
+    return dict(zip(names, map(int, jax.device_get([word_sum(x) for x in jax.tree.leaves(state)]))))

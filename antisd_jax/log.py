@@ -4,7 +4,7 @@ import fcntl
 import json
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -56,13 +56,18 @@ class Log:
         self._append("evaluations.jsonl", [{"step": step} | row for row in rows])
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        if self.files:
+        if not self.files:
+            return
+        try:
             self.files[name].write("".join(_line(row) for row in rows))
             self.files[name].flush()
+        except OSError as e:
+            raise UserError(f"{self.files[name].name} cannot be written: {e.strerror}") from None
 
     def close(self) -> None:
         for file in self.files.values():
-            file.close()
+            with suppress(OSError):  # of lines that could not be written, and were said
+                file.close()
         if self.board:
             self.board.close()
 

@@ -23,7 +23,7 @@ BELOW = {
     "rollout": {"types", "arrays", "batching", "model", "processes"},
     "score": {"types", "arrays", "model"},
     "learner": {"types", "arrays", "model", "score", "objective"},
-    "checkpoint": {"errors", "types", "log", "processes"},
+    "checkpoint": {"errors", "types", "arrays", "log", "processes"},
     "log": {"errors", "files", "processes"},
     "steps": {
         "errors",
