@@ -3,6 +3,7 @@
 Shape letters: B rows, T tokens of a row, R response tokens, V vocabulary, D width, P problems, G samples a problem.
 """
 
+import base64
 import zlib
 
 import jax
@@ -68,3 +69,12 @@ def _word_sum(x):
     for axis, size in enumerate(x.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
     return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
+
+
+def as_text(x: np.ndarray) -> dict:
+    """An array as JSON can hold it; `from_text` gives it back, bit for bit."""
+    return {"dtype": str(x.dtype), "shape": x.shape, "zlib": base64.b64encode(zlib.compress(np.ascontiguousarray(x), 1)).decode()}
+
+
+def from_text(text: dict) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text["zlib"])), text["dtype"]).reshape(text["shape"])

@@ -204,60 +204,56 @@ def _convert(kind, value, key: str, root):
     return value
 
 
+def _need(ok: bool, key: str, value, wanted: str):
+    if not ok:
+        raise UserError(f"{key}: got {value!r}, wanted {wanted}")
+
+
+CHOICES = {
+    "model.dtype": ("float32", "bfloat16"),
+    "optim.moments": ("float32", "bfloat16"),
+    "method.term.sign": (-1, 1),
+    "method.term.shape": ("jsd", "linear"),
+    "method.term.signal": ("teacher", "student"),
+    "method.term.composition": ("additive", "multiplicative"),
+    "method.gate.statistic": STATISTICS,
+    "optim.aggregation": AGGREGATIONS,
+    "optim.remat": tuple(REMAT),
+    "watchdog.stop": MODES,
+}
+ONE = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples checkpoint.keep".split()
+ZERO = (
+    "steps method.lam_max method.gate.warmup seed eval.every eval.response eval.limit checkpoint.every checkpoint.best data.limit".split()
+)
+
+
 def _check(c: Config) -> None:
     """What the types cannot say."""
-
-    def need(ok: bool, key: str, value, wanted: str):
-        if not ok:
-            raise UserError(f"{key}: got {value!r}, wanted {wanted}")
-
-    def choice(key: str, value, allowed):
-        need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
-
     flat = flatten(c)
-    counts = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples"
-    for key in (*counts.split(), "checkpoint.keep"):
-        need(flat[key] >= 1, key, flat[key], "at least 1")
-    need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
-    need(c.seed < 2**32, "seed", c.seed, "below 2³²")
-    need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
-    for key in (
-        "steps",
-        "method.lam_max",
-        "method.gate.warmup",
-        "seed",
-        "eval.every",
-        "eval.response",
-        "eval.limit",
-        "checkpoint.every",
-        "checkpoint.best",
-        "data.limit",
-    ):
-        need(flat[key] >= 0, key, flat[key], "at least 0")
-    need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
-    need(c.eval.sampling.temperature >= 0, "eval.sampling.temperature", c.eval.sampling.temperature, "at least 0")
+    for key, allowed in CHOICES.items():
+        for value in flat[key] if isinstance(flat[key], tuple) else (flat[key],):
+            _need(value in allowed, key, value, f"one of {', '.join(map(str, allowed))}{nearest(str(value), map(str, allowed))}")
+    for least, keys in enumerate((ZERO, ONE)):
+        for key in keys:
+            _need(flat[key] >= least, key, flat[key], f"at least {least}")
+    _need(c.lengths.context >= c.lengths.prompt, "lengths.context", c.lengths.context, f"at least lengths.prompt = {c.lengths.prompt}")
+    _need(c.seed < 2**32, "seed", c.seed, "below 2³²")
+    _need(c.samples >= 2, "samples", c.samples, "at least 2: the advantage compares samples of one problem")
+    _need(c.sampling.temperature > 0, "sampling.temperature", c.sampling.temperature, "above 0: log-probs are taken at it")
+    _need(c.eval.sampling.temperature >= 0, "eval.sampling.temperature", c.eval.sampling.temperature, "at least 0")
     for key in ("sampling.top_p", "eval.sampling.top_p"):
-        need(0 < flat[key] <= 1, key, flat[key], "in (0, 1]")
-    need(bool(c.eval.data), "eval.data", list(c.eval.data), "at least one benchmark (eval.every=0 evaluates nothing)")
+        _need(0 < flat[key] <= 1, key, flat[key], "in (0, 1]")
+    _need(bool(c.eval.data), "eval.data", list(c.eval.data), "at least one benchmark (eval.every=0 evaluates nothing)")
     c.eval.benchmarks()
-    need(
-        not (c.reward.kind == "code" and "answer" in c.prompt.sources),
-        "prompt.sources",
-        list(c.prompt.sources),
-        "no 'answer' with reward.kind=code: it is the tests",
+    answers = c.reward.kind == "code" and "answer" in c.prompt.sources
+    _need(not answers, "prompt.sources", list(c.prompt.sources), "no 'answer' with reward.kind=code: it is the tests")
+    _need(
+        not c.rollout.ahead or c.optim.importance_cap > 0,
+        "optim.importance_cap",
+        c.optim.importance_cap,
+        "above 0 (2 is usual) with rollout.ahead: the rollouts are of the policy before",
     )
-    for mode in c.watchdog.stop:
-        choice("watchdog.stop", mode, MODES)
-    choice("model.dtype", c.model.dtype, ("float32", "bfloat16"))
-    choice("optim.moments", c.optim.moments, ("float32", "bfloat16"))
-    choice("method.term.sign", c.method.term.sign, (-1, 1))
-    choice("method.term.shape", c.method.term.shape, ("jsd", "linear"))
-    choice("method.term.signal", c.method.term.signal, ("teacher", "student"))
-    choice("method.term.composition", c.method.term.composition, ("additive", "multiplicative"))
-    choice("method.gate.statistic", c.method.gate.statistic, STATISTICS)
-    choice("optim.aggregation", c.optim.aggregation, AGGREGATIONS)
-    choice("optim.remat", c.optim.remat, tuple(REMAT))
-    need(
+    _need(
         (c.problems * c.samples) % c.optim.minibatches == 0,
         "optim.minibatches",
         c.optim.minibatches,

@@ -16,7 +16,7 @@ from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.math import plain
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.sampling import Sampling
-from antisd_jax.steps import Policy, judge, roll_out
+from antisd_jax.steps import Grading, Policy, roll_out
 from antisd_jax.text.data import Benchmark, benchmark
 from antisd_jax.text.rows import Problem
 
@@ -112,8 +112,9 @@ def generate_rows(policy: Policy, weights, problems: list[Problem], k: int, conf
     size = max(1, WAVES * policy.slots // k)
     for start in range(0, len(problems), size):
         part = problems[start : start + size]
-        rollouts, _ = roll_out(policy, weights, part, k, key, config.sampling)
-        said, grades, _ = judge(policy, pool, part, rollouts)
+        grading = Grading(policy, pool, part, k)
+        rollouts, _ = roll_out(policy, weights, part, k, key, config.sampling, grading.ended)
+        said, grades, _ = grading.verdicts()
         yield [_row(p, j, said[i][j], grades[i][j], rollouts, i) for i, p in enumerate(part) for j in range(k)]
 
 

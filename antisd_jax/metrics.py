@@ -5,6 +5,7 @@ import numpy as np
 from antisd_jax.arrays import masked_mean, response_mask
 from antisd_jax.objective.advantage import group_advantage, token_advantage, token_term
 from antisd_jax.objective.gate import Gate, GateState
+from antisd_jax.objective.loss import importance_weight
 from antisd_jax.rewards.grade import OUTCOMES
 from antisd_jax.text.prompt import SOURCES
 
@@ -55,6 +56,27 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         }
         out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES}
     return {k: float(v) for k, v in out.items()}
+
+
+def correction_metrics(rollouts, student, cap: float) -> dict:
+    """How far the policy that is updated has gone from the one that sampled: student Scores [N R] before the update, `cap` of the weights.
+
+    rollout_corr/kl, k3_kl: KL(sampler ‖ trainer) a token, by −d and by e^d − 1 − d with d = s − sampled. rollout_is_…: the truncated
+    weights that multiply the loss, their least and largest, the share that was truncated, and the effective sample size (Σw)² / n Σw².
+    """
+    mask = np.asarray(response_mask(rollouts.lengths.reshape(-1), student.logprobs.shape[1]))
+    sampled = rollouts.logprobs.reshape(student.logprobs.shape)[mask].astype(np.float64)
+    d = student.logprobs[mask] - sampled
+    w = np.asarray(importance_weight(sampled + d, sampled, cap))
+    out = {
+        "kl": -d.mean(),
+        "k3_kl": (np.expm1(d) - d).mean(),
+        "rollout_is_mean": w.mean(),
+        "rollout_is_min": w.min(),
+        "rollout_is_max": w.max(),
+    }
+    out |= {"rollout_is_truncated": (np.exp(d) > cap).mean(), "rollout_is_eff_sample_size": w.sum() ** 2 / (w.size * (w**2).sum())}
+    return {f"rollout_corr/{k}": float(v) for k, v in out.items()}
 
 
 def load_metrics(load: np.ndarray) -> dict:

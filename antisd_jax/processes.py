@@ -126,14 +126,16 @@ def by_first(f: Callable):
     if first():
         try:
             out = f()
-        except OSError as e:
-            error = f"{e.filename or 'a file'}: {e.strerror or e}"
-        except UserError as e:
-            error = str(e)
+        except (UserError, OSError) as e:
+            error = _reason(e)
     error = gathered(error)[0]
     if error is not None:
         raise UserError(error)
     return out
+
+
+def _reason(e: UserError | OSError) -> str:
+    return str(e) if isinstance(e, UserError) else f"{e.filename or 'a file'}: {e.strerror or e}"
 
 
 def first_ahead(f: Callable):
@@ -184,12 +186,13 @@ def together():
             raise
         if re.match("[A-Z_]+: ", str(e)):  # a collective broke off, it may be: the watch finds out who has ended, and ends this process
             time.sleep(_here.watch.patience + 5)
-        if not isinstance(e, UserError):
+        foreseen = isinstance(e, (UserError, OSError))
+        if not foreseen:
             traceback.print_exc()
-        reason = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        reason = _reason(e) if foreseen else f"{type(e).__name__}: {e}"
         print(f"error: {reason}", file=sys.stderr, flush=True)
         _here.watch.tell(reason)
-        _here.watch.exit(2 if isinstance(e, UserError) else 1)
+        _here.watch.exit(2 if foreseen else 1)
 
 
 @dataclass

@@ -98,8 +98,9 @@ def prompted(policy: Policy, problems: list[Problem]) -> tuple[list[Problem], in
     return kept, max((len(p.prompt_ids) for p in problems if len(p.prompt_ids) > policy.prompt_budget), default=0)
 
 
-def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling) -> tuple[Rollouts, Tally]:
-    """G = `group` responses to each problem, on the host. A problem that stands twice in the list gets fresh samples."""
+def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, sampling: Sampling, on_end=None) -> tuple[Rollouts, Tally]:
+    """G = `group` responses to each problem, on the host; on_end(p, g, tokens) is told of each as it ends. A problem that stands twice in
+    the list gets fresh samples."""
     prompts = pack_rows(((p.prompt_ids, ()) for p in problems), len(problems), policy.prompt_budget)
     indices = [p.index for p in problems]
     repeats = np.array([indices[:i].count(n) for i, n in enumerate(indices)])
@@ -117,6 +118,7 @@ def roll_out(policy: Policy, weights, problems: list[Problem], group: int, key, 
         stop=policy.stop,
         dtype=policy.dtype,
         slots=policy.slots,
+        on_end=on_end,
     )
 
 
@@ -142,22 +144,28 @@ def self_check(policy: Policy, weights, problems: list[Problem], rollouts: Rollo
     return found
 
 
-def judge(policy: Policy, pool: Pool, problems: list[Problem], rollouts: Rollouts):
-    """(decoded responses [P][G], grades [P][G], rewards [P G]). Text is for graders and people; ids are what is trained on.
+class Grading:
+    """Grades of G responses to each of P problems, asked for as each ends, while others are still being sampled. Each process has its
+    part graded. Text is for graders and people; ids are what is trained on."""
 
-    Each process grades its part of the responses.
-    """
-    decode = policy.prompts.tokenizer.decode
-    said = [
-        [decode(tokens[:n].tolist(), skip_special_tokens=True) for tokens, n in zip(group, lengths)]
-        for group, lengths in zip(rollouts.tokens, rollouts.lengths)
-    ]
-    golds = [p.answer for p, group in zip(problems, said) for _ in group]
-    own = pool.grade(mine([text for group in said for text in group]), mine(golds))
-    graded = iter(Grade.of(values) for part in gathered([astuple(g) for g in own]) for values in part)
-    safe_point()
-    grades = [[next(graded) for _ in group] for group in said]
-    return said, grades, np.array([[g.reward for g in group] for group in grades])
+    def __init__(self, policy: Policy, pool: Pool, problems: list[Problem], group: int):
+        self.decode, self.pool, self.problems, self.group = policy.prompts.tokenizer.decode, pool, problems, group
+        self.said = [[""] * group for _ in problems]
+        self.asked = dict.fromkeys(mine(range(len(problems) * group)))  # number of a response → Future of its grade
+
+    def ended(self, p: int, g: int, tokens: np.ndarray) -> None:
+        """Problem p's response g has ended."""
+        self.said[p][g] = self.decode(tokens.tolist(), skip_special_tokens=True)
+        if p * self.group + g in self.asked:
+            self.asked[p * self.group + g] = self.pool.ask(self.said[p][g], self.problems[p].answer)
+
+    def verdicts(self):
+        """(decoded responses [P][G], grades [P][G], rewards [P G]), after all have ended. Raises GraderFault when a gold answer is at fault."""
+        own = [astuple(grade.result()) for grade in self.asked.values()]
+        graded = iter(Grade.of(values) for part in gathered(own) for values in part)
+        safe_point()
+        grades = [[next(graded) for _ in group] for group in self.said]
+        return self.said, grades, np.array([[g.reward for g in group] for group in grades])
 
 
 def privileged(policy: Policy, problems, said: list[list[str]], grades: list[list[Grade]], seed: int, step: int) -> list[Context]:

@@ -6,13 +6,13 @@ update → log, checkpoint. The verbs are in steps.py, the mathematics in object
 
 import json
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from antisd_jax import config as configuration
-from antisd_jax.arrays import named_key
+from antisd_jax.arrays import as_text, from_text, named_key
 from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.config import Config
 from antisd_jax.errors import UserError
@@ -20,7 +20,7 @@ from antisd_jax.evaluate import generate_rows, metrics, summarise
 from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.learner import abstract_state, start
 from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, say, speed, warn
-from antisd_jax.metrics import gate_metrics, rollout_rows, step_metrics
+from antisd_jax.metrics import correction_metrics, gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.parameters import abstract
 from antisd_jax.model.sharding import use_mesh
@@ -30,12 +30,13 @@ from antisd_jax.plan import describe
 from antisd_jax.problems import read_data
 from antisd_jax.processes import Preempted, by_first, first_ahead, gathered, stoppable
 from antisd_jax.rewards.pool import Pool
+from antisd_jax.rollout.books import Tally
 from antisd_jax.score import exact_products
 from antisd_jax.steps import (
+    Grading,
     Policy,
     build_policy,
     compile_rollouts,
-    judge,
     learn,
     make_batches,
     padding_metrics,
@@ -47,7 +48,7 @@ from antisd_jax.steps import (
 )
 from antisd_jax.text.data import Benchmark, Order
 from antisd_jax.text.rows import Problem
-from antisd_jax.types import TrainState
+from antisd_jax.types import Rollouts, TrainState
 from antisd_jax.watchdog import watch
 
 
@@ -63,71 +64,126 @@ class Run:
     checkpoints: Checkpoints
     log: Log
     clock: Stopwatch
+    checked: bool = False  # was the sampler held against the scorer?
 
 
 @dataclass
 class Place:
     """Where a run stands: what a checkpoint holds. cursor counts the problems taken so far. told: the metrics of a step whose weights are
-    there, but which is not evaluated and logged yet."""
+    there, but which is not evaluated and logged yet. ahead: the next step's rollouts, where they are sampled before (ahead.py), or their
+    record."""
 
     state: TrainState
     step: int = 0
     cursor: int = 0
     gate: GateState = field(default_factory=GateState)
     told: dict | None = None
+    ahead: "Sampled | dict | None" = None
 
     def record(self, config: Config) -> dict:
         """All but the arrays, as JSON."""
-        gate = asdict(self.gate)
-        return {"step": self.step, "cursor": self.cursor, "gate": gate, "told": self.told, "config": configuration.digest(config)}
+        plain = {
+            "step": self.step,
+            "cursor": self.cursor,
+            "gate": asdict(self.gate),
+            "told": self.told,
+            "config": configuration.digest(config),
+        }
+        return plain | ({"ahead": self.ahead.record()} if self.ahead else {})
 
     @classmethod
     def of(cls, state: TrainState, record: dict) -> "Place":
         gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
-        return cls(state, record["step"], record["cursor"], gate, record["told"])
+        return cls(state, record["step"], record["cursor"], gate, record["told"], record.get("ahead"))
+
+
+@dataclass
+class Sampled:
+    """Rollouts of one step's problems, and the grading that began with them. of: the step whose weights sampled them."""
+
+    problems: list[Problem]
+    rollouts: Rollouts
+    tally: Tally
+    grading: Grading
+    of: int
+
+    def record(self) -> dict:
+        """All but what follows from the step, as JSON."""
+        rollouts = {f.name: as_text(getattr(self.rollouts, f.name)) for f in fields(Rollouts)}
+        return {"rollouts": rollouts, "tally": asdict(self.tally), "of": self.of}
+
+    @classmethod
+    def of_record(cls, run: Run, at: Place, record: dict) -> "Sampled":
+        """The next step's, of whose responses every one is graded again."""
+        problems = run.order.take(at.cursor, run.config.problems)
+        rollouts = Rollouts(**{name: from_text(text) for name, text in record["rollouts"].items()})
+        grading = Grading(run.policy, run.pool, problems, run.config.samples)
+        for p, g in np.ndindex(rollouts.lengths.shape):
+            grading.ended(p, g, rollouts.tokens[p, g, : rollouts.lengths[p, g]])
+        return cls(problems, rollouts, Tally(**record["tally"]), grading, record["of"])
 
 
 def loop(run: Run, at: Place) -> None:
-    c, policy, clock, gate = run.config, run.policy, run.clock, run.config.method.active_gate
-    temperature = c.sampling.temperature
-    student_first = c.optim.minibatches > 1 or gate.statistic == "student_perplexity"
+    begin(run, at)
+    for step in range(at.step + 1, run.config.steps + 1):
+        improve(run, at, sample(run, at, step))
+
+
+def begin(run: Run, at: Place) -> None:
+    """Finish what the place has not finished, and compile what can be."""
+    c = run.config
     if at.told is not None or (at.step == 0 and c.eval.every):
         at.told = {k: v for k, v in (at.told or {}).items() if not k.startswith("perf/")}  # the clock of that step is lost
         finish_step(run, at)
     if c.rollout.compile_first and at.step < c.steps:
-        with clock.time("gen"):
-            programs = compile_rollouts(policy, at.state.weights, c.problems, c.samples, c.sampling)
+        with run.clock.time("gen"):
+            programs = compile_rollouts(run.policy, at.state.weights, c.problems, c.samples, c.sampling)
             say(f"{programs} decoding programs are compiled")
-    begun = at.step
-    for step in range(at.step + 1, c.steps + 1):
-        problems = run.order.take(at.cursor, c.problems)
-        with clock.time("gen"):
-            rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, named_key(c.seed, step, "sample"), c.sampling)
-            if step == begun + 1:
-                say(self_check(policy, at.state.weights, problems, rollouts, temperature, c.rollout.tolerance))
-        with clock.time("reward"):
-            said, grades, rewards = judge(policy, run.pool, problems, rollouts)
-        with clock.time("teacher"):
-            contexts, teacher, acts, old = [], None, np.ones(rewards.size, bool), None
-            if c.method.needs_teacher:
-                contexts = privileged(policy, problems, said, grades, c.seed, step)
-                teacher, acts = teacher_scores(policy, at.state.weights, problems, contexts, rollouts, temperature)
-            if student_first:
-                old = student_scores(policy, at.state.weights, problems, rollouts, temperature)
-        h = gates.statistic(gate.statistic, old, teacher, rollouts.lengths.reshape(-1), acts)
-        gate_state, g = gates.step(gate, at.gate, h)
-        lam = g * c.method.lam_max
-        with clock.time("update_actor"):
-            work = make_batches(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
-            state, updates, student = learn(policy, at.state, work, lam, c, step)
-        student = old or student
-        values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
-        values |= padding_metrics(policy, problems, contexts, rollouts, work)
-        cursor = at.cursor + c.problems
-        values |= gate_metrics(gate, gate_state, h, lam) | tally.metrics() | {"data/epoch": cursor / len(run.order.problems)}
-        run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
-        at.state, at.step, at.cursor, at.gate, at.told = state, step, cursor, gate_state, values
-        finish_step(run, at)
+
+
+def sample(run: Run, at: Place, step: int) -> Sampled:
+    """Problems → rollouts, with the weights as they stand; grading goes on behind it."""
+    c, policy = run.config, run.policy
+    problems = run.order.take(at.cursor + (step - 1 - at.step) * c.problems, c.problems)
+    grading = Grading(policy, run.pool, problems, c.samples)
+    with run.clock.time("gen"):
+        key = named_key(c.seed, step, "sample")
+        rollouts, tally = roll_out(policy, at.state.weights, problems, c.samples, key, c.sampling, grading.ended)
+        if not run.checked:
+            say(self_check(policy, at.state.weights, problems, rollouts, c.sampling.temperature, c.rollout.tolerance))
+            run.checked = True
+    return Sampled(problems, rollouts, tally, grading, at.step)
+
+
+def improve(run: Run, at: Place, sampled: Sampled, ahead: Sampled | None = None) -> None:
+    """The rest of a step: rewards → privileged contexts → teacher scores → credit → update → log, checkpoint. ahead: see Place."""
+    c, policy, clock, gate, step = run.config, run.policy, run.clock, run.config.method.active_gate, at.step + 1
+    temperature, problems, rollouts = c.sampling.temperature, sampled.problems, sampled.rollouts
+    with clock.time("reward"):
+        said, grades, rewards = sampled.grading.verdicts()
+    with clock.time("teacher"):
+        contexts, teacher, acts, old = [], None, np.ones(rewards.size, bool), None
+        if c.method.needs_teacher:
+            contexts = privileged(policy, problems, said, grades, c.seed, step)
+            teacher, acts = teacher_scores(policy, at.state.weights, problems, contexts, rollouts, temperature)
+        if c.optim.minibatches > 1 or gate.statistic == "student_perplexity":
+            old = student_scores(policy, at.state.weights, problems, rollouts, temperature)
+    h = gates.statistic(gate.statistic, old, teacher, rollouts.lengths.reshape(-1), acts)
+    gate_state, g = gates.step(gate, at.gate, h)
+    lam = g * c.method.lam_max
+    with clock.time("update_actor"):
+        work = make_batches(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
+        state, updates, student = learn(policy, at.state, work, lam, c, step)
+    student = old or student
+    cursor = at.cursor + c.problems
+    values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
+    values |= padding_metrics(policy, problems, contexts, rollouts, work)
+    if c.optim.importance_cap:
+        values |= correction_metrics(rollouts, student, c.optim.importance_cap) | {"rollout/staleness": at.step - sampled.of}
+    values |= gate_metrics(gate, gate_state, h, lam) | sampled.tally.metrics() | {"data/epoch": cursor / len(run.order.problems)}
+    run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
+    at.state, at.step, at.cursor, at.gate, at.told, at.ahead = state, step, cursor, gate_state, values, ahead
+    finish_step(run, at)
 
 
 def measure(run: Run, at: Place) -> dict:
@@ -175,7 +231,9 @@ def finish_step(run: Run, at: Place) -> None:
 def train(config: Config) -> None:
     """A whole run, from wherever its folder stands to `config.steps`. Raises UserError for what the user can mend, and Preempted, with a
     checkpoint, after a request to stop."""
-    folder = Path(config.output)
+    folder, drive = Path(config.output), loop
+    if config.rollout.ahead:
+        from antisd_jax.ahead import loop as drive
     with by_first(lambda: open_folder(folder, config)) or nullcontext(), stoppable():
         policy, source = first_ahead(lambda: build_policy(config))
         held_out, problems, cards = first_ahead(lambda: read_data(policy, config, folder))
@@ -195,7 +253,7 @@ def train(config: Config) -> None:
                 if told := pool.start():
                     say(told)
                 try:
-                    loop(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
+                    drive(Run(config, policy, Order(problems, config.seed), held_out, pool, checkpoints, log, Stopwatch()), at)
                 except Preempted:
                     if at.step:
                         last = log.history[-1] if log.history else {}

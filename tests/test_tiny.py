@@ -12,7 +12,7 @@ from antisd_jax.model.settings import load_config
 from antisd_jax.model.sharding import MeshConfig
 from antisd_jax.rewards import countdown as grader
 from antisd_jax.rewards.pool import Pool
-from antisd_jax.steps import build_policy, judge, privileged, prompted, roll_out, student_scores, teacher_scores
+from antisd_jax.steps import Grading, build_policy, privileged, prompted, roll_out, student_scores, teacher_scores
 from antisd_jax.text.data import DataConfig, load
 from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.tiny import HERE
@@ -93,9 +93,10 @@ def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(me
     policy, source = build_policy(replace(c, mesh=MeshConfig(8)))
     weights = hf.load_weights(source, policy.model, policy.mesh)
     problems = prompted(policy, load(c.data, "data"))[0][:32]
-    rollouts, _ = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling)
     with Pool(c.reward) as pool:
-        said, grades, rewards = judge(policy, pool, problems, rollouts)
+        grading = Grading(policy, pool, problems, 8)
+        rollouts, _ = roll_out(policy, weights, problems, 8, named_key(0, 0, "sample"), c.sampling, grading.ended)
+        said, grades, rewards = grading.verdicts()
     assert 0.07 <= rewards.mean() <= 0.4
     contexts = privileged(policy, problems, said, grades, 0, 0)
     teacher, acts = teacher_scores(policy, weights, problems, contexts, rollouts, 1.0)

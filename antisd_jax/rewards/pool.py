@@ -161,6 +161,10 @@ class Pool:
         """Grades in the order of the responses. Raises GraderFault when a gold answer is at fault."""
         return list(self.each(responses, golds))
 
+    def ask(self, response: str, gold: str):
+        """A Future of the grade."""
+        return self.threads.submit(self._one, response, gold)
+
     def each(self, responses: list[str], golds: list[str]):
         """The same, one grade at a time as they become known."""
         return self.threads.map(self._one, responses, golds)

@@ -21,12 +21,14 @@ class RolloutConfig:
     """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number.
 
     tolerance: mean |Δ log-prob| between sampler and scorer, in nats, above which a run refuses to begin.
-    compile_first: compile every program of training's rollouts before the first step, not when one first needs it.
+    compile_first: compile every program of training's rollouts before the first step, not when one first needs it. ahead: sample a
+    step's rollouts before the update of the step before it (ahead.py).
     """
 
     slots: int = 0
     tolerance: float = 0.05
     compile_first: bool = False
+    ahead: bool = False
 
 
 def sample_token(key, logits, s: Sampling):
