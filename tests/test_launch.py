@@ -1,10 +1,11 @@
-"""Launch scripts: read by shellcheck, run dry, SLURM's against a stand-in for srun, manifests field by field."""
+"""Launch scripts: read by shellcheck, run dry, SLURM's against a stand-in for srun, manifests held against Kubernetes' schema and field by field."""
 
 import math
 import os
 import subprocess
 import sys
 
+import kubernetes_validate
 import pytest
 import yaml
 from conftest import ROOT
@@ -79,6 +80,9 @@ def test_manifests_ask_for_the_slice_that_their_configuration_is_for(name, monke
     manifest = yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (job,) = manifest["spec"]["replicatedJobs"]
+    assert manifest["spec"].keys() <= {"suspend", "failurePolicy", "replicatedJobs"} and job.keys() == {"name", "replicas", "template"}
+    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, **job["template"]}
+    kubernetes_validate.validate(whole, "1.34", strict=True)
     job = job["template"]["spec"]
     pod = job["template"]["spec"]
     (container,) = pod["containers"]

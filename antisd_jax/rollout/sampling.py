@@ -71,17 +71,24 @@ def _passed(cumulated, target):
     return jnp.minimum(first, last)
 
 
+ROUNDING = 1e-4  # nats
+
+
 def truncate(logp, s: Sampling):
-    """Log-probs [V] with the tokens outside top-k, top-p and min-p at −∞; the most likely token always stays."""
+    """Log-probs [V] with the tokens outside top-k, top-p and min-p at −∞; the most likely token always stays.
+
+    A token as likely as the last one within ROUNDING stays with it: a compiler may compute log-probs twice, for sorting and for
+    comparing, and round them differently; then an exact comparison would lose that last token, or the only one.
+    """
     kept = logp
     if s.top_k or s.top_p < 1.0:
         ordered = jnp.sort(logp)[::-1]
         if s.top_k:
-            kept = jnp.where(logp >= ordered[min(s.top_k, logp.shape[0]) - 1], kept, -jnp.inf)
+            kept = jnp.where(logp >= ordered[min(s.top_k, logp.shape[0]) - 1] - ROUNDING, kept, -jnp.inf)
         if s.top_p < 1.0:
             before = jnp.cumsum(jnp.exp(ordered)) - jnp.exp(ordered)
             least = jnp.min(jnp.where(before < s.top_p, ordered, jnp.inf))
-            kept = jnp.where(logp >= least, kept, -jnp.inf)
+            kept = jnp.where(logp >= least - ROUNDING, kept, -jnp.inf)
     if s.min_p:
-        kept = jnp.where(logp >= jnp.max(logp) + jnp.log(s.min_p), kept, -jnp.inf)
+        kept = jnp.where(logp >= jnp.max(logp) + jnp.log(s.min_p) - ROUNDING, kept, -jnp.inf)
     return kept
