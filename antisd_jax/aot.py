@@ -135,7 +135,7 @@ def tasks(config: configuration.Config, c: ModelConfig, mesh) -> list[Task]:
                 out.append(Task(f"score {rows} × {length}", lower, moments, sum(products), copied))
                 continue
             how = dict(c=c, o=config.optim, term=config.method.term, dtype=dtype)
-            lower = partial(accumulate.lower, weights, weights, batch, number, number, **how)
+            lower = partial(accumulate.lower, weights, weights, batch, number, number, number, **how)
             times = PASSES[config.optim.remat]
             total = sum(n * t for n, t in zip(products, times))
             out.append(Task(f"gradient {rows} × {length}", lower, moments, total, times[0] * copied + 2 * share(weights)))
@@ -162,9 +162,14 @@ def abstract_batch(config, mesh, rows: int, length: int) -> Batch:
     """A micro-batch of so many rows of T = `length` tokens."""
     whole = partial(abstract_rows, mesh)
     flat, wide = whole(rows, kind=jnp.float32), whole(rows, min(config.lengths.response, length), kind=jnp.float32)
-    old = wide if config.optim.minibatches > 1 else None
     return Batch(
-        Rows(whole(rows, length), whole(rows), whole(rows)), flat, wide, flat, flat, wide if config.optim.importance_cap else None, old
+        rows=Rows(whole(rows, length), whole(rows), whole(rows)),
+        sequence_advantages=flat,
+        teacher_logprobs=wide,
+        term_weights=wide if config.method.term.words else whole(rows, 1, kind=jnp.float32),
+        loss_weights=flat,
+        sampled_logprobs=wide if config.optim.importance_cap else None,
+        old_logprobs=wide if config.optim.minibatches > 1 else None,
     )
 
 

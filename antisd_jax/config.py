@@ -214,7 +214,7 @@ CHOICES = {
     "optim.moments": ("float32", "bfloat16"),
     "method.term.sign": (-1, 1),
     "method.term.shape": ("jsd", "linear"),
-    "method.term.signal": ("teacher", "student"),
+    "method.term.signal": ("teacher", "student", "length"),
     "method.term.composition": ("additive", "multiplicative"),
     "method.gate.statistic": STATISTICS,
     "optim.aggregation": AGGREGATIONS,

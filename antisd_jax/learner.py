@@ -112,12 +112,12 @@ def no_gradient(weights):
 
 @partial(jax.jit, static_argnames=("c", "o", "term", "dtype"), donate_argnames=("gradient",))
 def accumulate(
-    gradient, weights, batch: Batch, lam, temperature, *, c: ModelConfig, o: OptimConfig, term: Term, dtype=jnp.float32
+    gradient, weights, batch: Batch, lam, limit, temperature, *, c: ModelConfig, o: OptimConfig, term: Term, dtype=jnp.float32
 ) -> tuple[Any, Seen]:
     """The gradient and that of one more micro-batch.
 
     The student's log-probs s come from this very forward pass, so u = t − s and the ratio cost no second one: without
-    old_logprobs the ratio is exp(s − stop_gradient s) = 1.
+    old_logprobs the ratio is exp(s − stop_gradient s) = 1. limit: the largest |u| that is no outlier (Term).
     """
     responses = batch.teacher_logprobs.shape[-1]
 
@@ -125,8 +125,10 @@ def accumulate(
         scores, load = score_rows(c, weights, batch.rows, responses, temperature, remat=o.remat, dtype=dtype)
         fixed = jax.lax.stop_gradient(scores.logprobs)
         old = fixed if batch.old_logprobs is None else batch.old_logprobs
-        advantage = token_advantage(batch.sequence_advantages, old, batch.teacher_logprobs, batch.term_weights, lam, term)
-        weight = batch.loss_weights[:, None] * response_mask(batch.rows.response_lengths, responses)
+        mask = response_mask(batch.rows.response_lengths, responses)
+        credit = (batch.sequence_advantages, old, batch.teacher_logprobs, batch.term_weights)
+        advantage = token_advantage(*credit, lam, term, mask, limit)
+        weight = batch.loss_weights[:, None] * mask
         if batch.sampled_logprobs is not None:
             weight = weight * importance_weight(old, batch.sampled_logprobs, o.importance_cap)
         value, clipped = clipped_surrogate(scores.logprobs, old, advantage, weight, o.clip_low, o.clip_high)

@@ -3,22 +3,22 @@
 import numpy as np
 
 from antisd_jax.arrays import masked_mean, response_mask
-from antisd_jax.objective.advantage import group_advantage, token_advantage, token_term
-from antisd_jax.objective.gate import Gate, GateState
+from antisd_jax.objective.advantage import group_advantage, term_signal, token_advantage, token_term
+from antisd_jax.objective.gate import Gate, GateState, lower
 from antisd_jax.objective.loss import importance_weight
 from antisd_jax.rewards.grade import OUTCOMES
-from antisd_jax.text.prompt import SOURCES
+from antisd_jax.text.prompt import CONTROLS, SOURCES
 
 
-def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam: float) -> dict:
-    """One step's metrics. N rollouts, R response tokens: student and teacher Scores [N R] (teacher None when unused),
-    grades [P][G], contexts N long, rewards [P G], acts [N], updates the UpdateStats of each optimizer step."""
+def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, acts, weights, updates, lam: float, limit: float) -> dict:
+    """One step's metrics. N rollouts, R response tokens: student and teacher Scores [N R] (teacher None when unused), grades [P][G],
+    contexts N long, rewards [P G], acts [N], weights of the term [N R] or [N 1], updates the UpdateStats of each optimizer step."""
     lengths, stopped = rollouts.lengths.reshape(-1), rollouts.stopped.reshape(-1)
     mask = np.asarray(response_mask(lengths, student.logprobs.shape[1]))
     flat = rewards.reshape(-1)
-    t = student.logprobs if teacher is None else teacher.logprobs
+    t = term_signal(config.method.term, teacher, rollouts.lengths, mask.shape[1])
     sequence = group_advantage(rewards, config.method.normalise).reshape(-1).astype(np.float32)
-    advantage = np.asarray(token_advantage(sequence, student.logprobs, t, acts, lam, config.method.term))
+    advantage = np.asarray(token_advantage(sequence, student.logprobs, t, weights, lam, config.method.term, mask, limit))
     sampled = rollouts.logprobs.reshape(student.logprobs.shape)
     difference = np.abs(np.exp(sampled) - np.exp(student.logprobs))[mask]
     out = {
@@ -49,13 +49,22 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
             "antisd/teacher_entropy": masked_mean(teacher.entropies, acting),
             "antisd/u_mean": masked_mean(u, acting),
             "antisd/u_abs_mean": masked_mean(np.abs(u), acting),
-            "antisd/term_mean": masked_mean(np.asarray(token_term(student.logprobs, t, config.method.term)), acting),
+            "antisd/term_mean": masked_mean(
+                np.asarray(token_term(student.logprobs, t, config.method.term, mask, limit)), mask & (weights > 0)
+            ),
+            "antisd/term_share": masked_mean(np.broadcast_to(weights > 0, mask.shape), mask),
             "antisd/context/acting": acts.mean(),
             "antisd/context/overflow": np.mean([not c.ids for c in contexts]),
             "antisd/context/shortened": np.mean([c.shortened for c in contexts]),
         }
-        out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES}
+        out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES + CONTROLS}
     return {k: float(v) for k, v in out.items()}
+
+
+def acting_u(rollouts, student, teacher, acts) -> np.ndarray:
+    """u of all response tokens that met a privileged context, in one row."""
+    mask = np.asarray(response_mask(rollouts.lengths.reshape(-1), student.logprobs.shape[1])) & acts[:, None]
+    return (teacher.logprobs - student.logprobs)[mask]
 
 
 def correction_metrics(rollouts, student, cap: float) -> dict:
@@ -100,7 +109,8 @@ def gate_metrics(gate: Gate, state: GateState, h: float, lam: float) -> dict:
     if not np.isnan(h):
         out["antisd/gate/statistic"] = h
     if state.level is not None:
-        out |= {"antisd/gate/level": state.level, "antisd/gate/down": gate.down * state.level, "antisd/gate/up": gate.up * state.level}
+        out |= {"antisd/gate/level": state.level, "antisd/gate/down": lower(gate, state.level), "antisd/gate/up": gate.up * state.level}
+        out |= {"antisd/gate/high": gate.high * state.level} if gate.high else {}
     return out
 
 

@@ -48,22 +48,29 @@ def memory(config, policy: Policy) -> dict[str, float]:
     }
 
 
+def credit(method) -> str:
+    """The credit of a token, as a formula."""
+    if not method.lam_max:
+        return "group advantage alone"
+    term, gate = method.term, method.gate
+    u = {"teacher": "t − s", "student": "s", "length": "normalised length"}[term.signal]
+    extras = [f"{name} {value}" for name in ("outlier", "clamp", "bound", "longest") if (value := getattr(term, name))]
+    extras += ["standardised"] * term.standardise + [f"on {len(term.words)} words alone"] * bool(term.words)
+    extras += [f"gate {gate.statistic}"] + [f"λ of each response by {gate.adaptive} log perplexity"] * bool(gate.adaptive)
+    formula = f"group advantage {'+' if term.sign > 0 else '−'} λ·{'φ' if term.shape == 'jsd' else ''}({u}), λ ≤ {method.lam_max}"
+    return ", ".join([formula, term.composition, *extras])
+
+
 def describe(config, policy: Policy, problems: int, held_out: list[tuple[str, int, int]]) -> str:
     """The plan, as it is printed. held_out: name, problems and samples of each benchmark."""
     m = policy.model
     mesh = " × ".join(f"{name} {size}" for name, size in policy.mesh.shape.items())
     parts = memory(config, policy)
-    term = config.method.term
-    credit = "group advantage alone"
-    if config.method.lam_max:
-        sign = "+" if term.sign > 0 else "−"
-        what = {"jsd": "φ", "linear": ""}[term.shape] + {"teacher": "(t − s)", "student": "(s)"}[term.signal]
-        credit = f"group advantage {sign} λ·{what}, λ ≤ {config.method.lam_max}, {term.composition}, gate {config.method.gate.statistic}"
     return "\n".join(
         [
             f"model    {config.model.path}: {count(m):,} parameters, {m.layers} layers, width {m.width}, vocabulary {m.vocab}, {policy.dtype}",
             f"mesh     {mesh} ({policy.mesh.devices.flat[0].platform})",
-            f"method   {config.method.name}: {credit}",
+            f"method   {config.method.name}: {credit(config.method)}",
             f"data     {config.data.path}: {problems} problems",
             "eval     " + (", ".join(f"{name}: {n} problems × {k}" for name, n, k in held_out) or "none"),
             f"step     {config.problems} problems × {config.samples} samples, micro-batches of {config.optim.micro_tokens} tokens; {config.steps} steps",

@@ -20,7 +20,7 @@ from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
 from antisd_jax.model.sharding import everywhere, keep_programs, make_mesh, place_rows, rows_per_step
-from antisd_jax.objective.advantage import group_advantage
+from antisd_jax.objective.advantage import Term, group_advantage, term_signal
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.processes import gathered, mine, safe_point
 from antisd_jax.rewards.grade import Grade
@@ -30,7 +30,7 @@ from antisd_jax.rollout.engine import generate, program
 from antisd_jax.rollout.sampling import Sampling
 from antisd_jax.rollout.warm import compile_all
 from antisd_jax.score import score
-from antisd_jax.text.prompt import Context, Prompts, load_tokenizer
+from antisd_jax.text.prompt import Context, Prompts, clean_solution, load_tokenizer
 from antisd_jax.text.rows import Problem
 from antisd_jax.tiny import HERE
 from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState, pack_rows
@@ -50,6 +50,7 @@ class Policy:
     micro_tokens: int
     dtype: str
     slots: int = 0  # samples in flight; 0: all of a step's
+    words: tuple[int, ...] = ()  # ids of the tokens that the term is restricted to; (): all
 
 
 def model_folder(path: str, revision: str, weights: bool = True) -> Path:
@@ -78,8 +79,20 @@ def build_policy(config) -> tuple[Policy, Path]:
         micro_tokens=config.optim.micro_tokens,
         dtype=config.model.dtype,
         slots=config.rollout.slots,
+        words=word_ids(tokenizer, config.method.term.words),
     )
     return policy, path
+
+
+def word_ids(tokenizer, words: tuple[str, ...]) -> tuple[int, ...]:
+    """Ids of the tokens that are one of the words, spaces around it aside. Raises UserError when there is no such token."""
+    if not words:
+        return ()
+    said = tokenizer.batch_decode([[n] for n in range(len(tokenizer))])
+    found = tuple(n for n, text in enumerate(said) if text.strip() in words)
+    if not found:
+        raise UserError(f"method.term.words: this tokenizer has no token that is one of {', '.join(words)}")
+    return found
 
 
 def refuse_mesh(config, model: ModelConfig, mesh) -> None:
@@ -170,11 +183,13 @@ class Grading:
 
 def privileged(policy: Policy, problems, said: list[list[str]], grades: list[list[Grade]], seed: int, step: int) -> list[Context]:
     """One context a rollout, N in all; whose sibling is shown is drawn from (seed, step, problem, sample)."""
+    solved = [next((clean_solution(t) for t, g in zip(*group) if g.correct), p.solution) for p, *group in zip(problems, said, grades)]
     out = []
-    for p, group_texts, group_grades in zip(problems, said, grades):
+    for n, (p, group_texts, group_grades) in enumerate(zip(problems, said, grades)):
+        other = next((solved[m] for m in range(n + 1 - len(problems), n) if solved[m] and problems[m].index != p.index), None)
         for which in range(len(group_texts)):
             rng = np.random.default_rng([seed, step, word("sibling"), p.index, which])
-            out.append(policy.prompts.context(p, group_texts, group_grades, which, policy.context_budget, rng))
+            out.append(policy.prompts.context(p, group_texts, group_grades, which, policy.context_budget, rng, other))
     return out
 
 
@@ -251,16 +266,24 @@ def padding_metrics(policy: Policy, problems, contexts: list[Context], rollouts:
     return out
 
 
-def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, acts, old, config) -> list[list]:
+def term_weights(policy: Policy, term: Term, rollouts: Rollouts, acts: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Of the per-token term [N 1], or [N R] where it is restricted to words. acts, strengths [N]."""
+    lengths, tokens = rollouts.lengths.reshape(-1), rollouts.tokens.reshape(acts.size, -1)
+    rows = acts * strengths * (lengths < term.longest if term.longest else 1)
+    return rows[:, None] * (np.isin(tokens, policy.words) if term.words else 1)
+
+
+def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, weights, old, config) -> list[list]:
     """Everything an update needs, on the host: of every minibatch its (Micro, Batch) pairs.
 
-    rewards [P G]; old: the student's Scores of a pass before it, or None. A minibatch is a stretch of the N rollouts, at full weight.
+    rewards [P G]; weights of the term [N R] or [N 1]; old: the student's Scores of a pass before it, or None. A minibatch is a stretch of
+    the N rollouts, at full weight.
     """
     n, o, sampled = rewards.size, config.optim, rollouts.logprobs.reshape(rewards.size, -1)
     counted = rollouts.stopped.reshape(-1) if o.mask_truncated else np.ones(n, bool)
-    weights = row_weights(rollouts.lengths.reshape(-1), counted, o.aggregation, policy.responses) * o.minibatches
+    losses = row_weights(rollouts.lengths.reshape(-1), counted, o.aggregation, policy.responses) * o.minibatches
     advantages = group_advantage(rewards, config.method.normalise).reshape(-1)
-    t = np.zeros((n, policy.responses)) if teacher is None else teacher.logprobs
+    t = term_signal(config.method.term, teacher, rollouts.lengths, policy.responses)
     prompts = each(problems, rewards.shape[1])
     lengths = sequence_lengths(prompts, rollouts)
 
@@ -269,8 +292,8 @@ def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher:
             rows=pack(micro, prompts, rollouts),
             sequence_advantages=micro.take(advantages),
             teacher_logprobs=micro.take(t),
-            term_weights=micro.take(acts),
-            loss_weights=micro.take(weights),
+            term_weights=micro.take(weights),
+            loss_weights=micro.take(losses),
             sampled_logprobs=micro.take(sampled) if o.importance_cap else None,
             old_logprobs=None if old is None else micro.take(old.logprobs),
         )
@@ -282,8 +305,8 @@ def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher:
     return out
 
 
-def learn(policy: Policy, state: TrainState, work: list[list], lam: float, config, step: int):
-    """The optimizer steps of one batch: (state, what each told, the student's Scores [N R] as the update saw them).
+def learn(policy: Policy, state: TrainState, work: list[list], lam: float, config, step: int, limit: float = np.inf):
+    """The optimizer steps of one batch: (state, what each told, the student's Scores [N R] as the update saw them). limit: see Term.
 
     Raises UserError at a gradient that is not finite.
     """
@@ -295,7 +318,8 @@ def learn(policy: Policy, state: TrainState, work: list[list], lam: float, confi
             if not told:  # the state is that of the last step
                 safe_point()
             placed = place_rows(policy.mesh, batch)
-            gradient, more = accumulate(gradient, state.weights, placed, jnp.float32(lam), config.sampling.temperature, **how)
+            strength = jnp.float32(lam), jnp.float32(limit)
+            gradient, more = accumulate(gradient, state.weights, placed, *strength, config.sampling.temperature, **how)
             seen.append(more)
         state, norm, bad = optimizer_step(state, gradient, config.optim)
         del gradient

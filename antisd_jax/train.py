@@ -20,7 +20,7 @@ from antisd_jax.evaluate import generate_rows, metrics, summarise
 from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.learner import abstract_state, start
 from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, say, speed, warn
-from antisd_jax.metrics import correction_metrics, gate_metrics, rollout_rows, step_metrics
+from antisd_jax.metrics import acting_u, correction_metrics, gate_metrics, rollout_rows, step_metrics
 from antisd_jax.model import hf
 from antisd_jax.model.parameters import abstract
 from antisd_jax.model.sharding import use_mesh
@@ -45,6 +45,7 @@ from antisd_jax.steps import (
     self_check,
     student_scores,
     teacher_scores,
+    term_weights,
 )
 from antisd_jax.text.data import Benchmark, Order
 from antisd_jax.text.rows import Problem
@@ -93,7 +94,7 @@ class Place:
 
     @classmethod
     def of(cls, state: TrainState, record: dict) -> "Place":
-        gate = GateState(tuple(record["gate"]["records"]), record["gate"]["level"], record["gate"]["open"])
+        gate = GateState(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["gate"].items()})
         return cls(state, record["step"], record["cursor"], gate, record["told"], record.get("ahead"))
 
 
@@ -170,13 +171,17 @@ def improve(run: Run, at: Place, sampled: Sampled, ahead: Sampled | None = None)
             old = student_scores(policy, at.state.weights, problems, rollouts, temperature)
     h = gates.statistic(gate.statistic, old, teacher, rollouts.lengths.reshape(-1), acts)
     gate_state, g = gates.step(gate, at.gate, h)
-    lam = g * c.method.lam_max
+    lam, limit = g * c.method.lam_max, c.method.term.outlier * gate_state.deviation if c.method.term.outlier else np.inf
+    strengths = gates.strengths(gate, gate_state, teacher, rollouts.lengths.reshape(-1), c.method.lam_max)
     with clock.time("update_actor"):
-        work = make_batches(policy, problems, rewards, rollouts, teacher, acts, old if c.optim.minibatches > 1 else None, c)
-        state, updates, student = learn(policy, at.state, work, lam, c, step)
+        weights = term_weights(policy, c.method.term, rollouts, acts, strengths)
+        work = make_batches(policy, problems, rewards, rollouts, teacher, weights, old if c.optim.minibatches > 1 else None, c)
+        state, updates, student = learn(policy, at.state, work, lam, c, step, limit)
     student = old or student
+    if c.method.term.outlier and teacher is not None:
+        gate_state = gates.remember(gate_state, acting_u(rollouts, student, teacher, acts))
     cursor = at.cursor + c.problems
-    values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, updates, lam)
+    values = step_metrics(c, rollouts, grades, rewards, contexts, student, teacher, acts, weights, updates, lam, limit)
     values |= padding_metrics(policy, problems, contexts, rollouts, work)
     if c.optim.importance_cap:
         values |= correction_metrics(rollouts, student, c.optim.importance_cap) | {"rollout/staleness": at.step - sampled.of}

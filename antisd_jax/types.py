@@ -67,7 +67,7 @@ class Batch:
     rows: Rows
     sequence_advantages: Any  # [B] A_seq
     teacher_logprobs: Any  # [B R'] t
-    term_weights: Any  # [B] 1 where the per-token term acts, 0 where there is no usable privileged context
+    term_weights: Any  # [B R'] or [B 1]: 1 where the per-token term acts, 0 where there is no usable privileged context
     loss_weights: Any  # [B] weight of each response token of the row in the loss: the global denominator lives here
     sampled_logprobs: Any = None  # [B R'] the sampler's, where the loss corrects for it
     old_logprobs: Any = None  # [B R'] s at the start of the step; None: this update's own forward pass is at the start

@@ -77,7 +77,7 @@ def beside_grpo(folder: Path, rounds: int) -> str:
             began = time.perf_counter()
             teacher = teacher_scores(policy, state.weights, problems, contexts, rollouts, 1.0)[0] if name == "antisd" else None
             passed = time.perf_counter() - began
-            work = make_batches(policy, problems, rewards, rollouts, teacher, acts, None, config)
+            work = make_batches(policy, problems, rewards, rollouts, teacher, acts[:, None], None, config)
             state, _, _ = learn(policy, state, work, config.method.lam_max, config, 1)
             jax.block_until_ready(state)
             if n:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from antisd_jax.objective.advantage import Term, group_advantage, phi, token_advantage
+from antisd_jax.objective.advantage import Term, group_advantage, phi, term_signal, token_advantage, token_term
 
 # −φ(u), from method notes; each also follows from ½(log 2 − log(1 + e^u)) by hand.
 VECTORS = {-20: 0.346574, -5: 0.343216, -1: 0.189943, 0: 0.0, 1: -0.310057, 5: -2.156784, 20: -9.653426}
@@ -94,20 +94,79 @@ T = np.array([[-1.5, -0.5]], np.float32)
     ],
 )
 def test_every_method_is_a_value_of_one_formula(term, expected):
-    assert np.allclose(token_advantage(np.ones(1), S, T, np.ones(1), 0.5, term), expected, atol=1e-6)
+    assert np.allclose(token_advantage(np.ones(1), S, T, np.ones((1, 1)), 0.5, term), expected, atol=1e-6)
 
 
 def test_multiplicative_composition_is_silent_where_the_group_is():
     term = Term(-1, "jsd", "teacher", "multiplicative")
-    assert (np.asarray(token_advantage(np.zeros(1), S, T, np.ones(1), 0.5, term)) == 0).all()
-    additive = token_advantage(np.zeros(1), S, T, np.ones(1), 0.5, Term())
-    assert np.allclose(token_advantage(np.full(1, 2.0), S, T, np.ones(1), 0.5, term), 2 + 2 * np.asarray(additive), atol=1e-6)
+    assert (np.asarray(token_advantage(np.zeros(1), S, T, np.ones((1, 1)), 0.5, term)) == 0).all()
+    additive = token_advantage(np.zeros(1), S, T, np.ones((1, 1)), 0.5, Term())
+    assert np.allclose(token_advantage(np.full(1, 2.0), S, T, np.ones((1, 1)), 0.5, term), 2 + 2 * np.asarray(additive), atol=1e-6)
 
 
 def test_a_row_without_context_keeps_its_group_advantage():
-    assert (np.asarray(token_advantage(np.full(1, 0.7, np.float32), S, T, np.zeros(1), 0.5, Term())) == np.float32(0.7)).all()
+    assert (np.asarray(token_advantage(np.full(1, 0.7, np.float32), S, T, np.zeros((1, 1)), 0.5, Term())) == np.float32(0.7)).all()
 
 
 def test_the_term_is_a_constant_to_the_gradient():
-    gradient = jax.grad(lambda s: jnp.sum(token_advantage(jnp.ones(1), s, T, jnp.ones(1), 0.5, Term())))(jnp.asarray(S))
+    gradient = jax.grad(lambda s: jnp.sum(token_advantage(jnp.ones(1), s, T, jnp.ones((1, 1)), 0.5, Term())))(jnp.asarray(S))
     assert (np.asarray(gradient) == 0).all()
+
+
+def rows(seed=0, n=6, r=9):
+    """(s, t, mask) with some u beyond any clamp, a row of one token, and one whose u are all equal."""
+    rng = np.random.default_rng(seed)
+    s, t = -rng.exponential(1.0, (2, n, r))
+    t[:, 0] -= 20.0
+    t[1] = s[1] - 0.5
+    mask = np.arange(r) < np.array([9, 7, 5, 1, 8, 3])[:, None]
+    return s.astype(np.float32), t.astype(np.float32), mask
+
+
+def released_by_hand(s, t, mask, limit):
+    """The released code's term, row by row, token by token, in float64."""
+    out = np.zeros(s.shape)
+    for i, (s_row, t_row, m) in enumerate(zip(s.astype(float), t.astype(float), mask)):
+        u = (t_row - s_row)[m]
+        u = np.clip([0.0 if abs(x) > limit else x for x in u], -5, 5)
+        term = np.array([-0.5 * (np.log1p(np.exp(x)) - np.log(2)) for x in u])
+        deviation = term.std()
+        term = (term - term.mean()) / deviation if deviation > 1e-6 else np.zeros(len(term))
+        out[i, m] = np.clip(term, -5, 5)
+    return out
+
+
+def test_the_released_term_by_hand():
+    s, t, mask = rows()
+    term = Term(outlier=2.0, clamp=5.0, standardise=True, bound=5.0)
+    for limit in (np.inf, 3.0, 0.7):
+        got = np.asarray(token_term(s, t, term, mask, limit))
+        assert np.allclose(got * mask, released_by_hand(s, t, mask, limit), atol=2e-5)
+    assert (np.asarray(token_term(s, t, term, mask, np.inf))[[1, 3]][mask[[1, 3]]] == 0).all(), "nothing to standardise"
+
+
+def test_an_outlier_a_clamp_and_a_bound_each_by_itself():
+    s, t = np.zeros((1, 3), np.float32), np.array([[-6.0, 0.5, 4.0]], np.float32)
+    linear = dict(sign=1, shape="linear")
+    assert np.asarray(token_term(s, t, Term(**linear, outlier=2.0), limit=4.5)).tolist() == [[0.0, 0.5, 4.0]]
+    assert np.asarray(token_term(s, t, Term(**linear, clamp=3.0))).tolist() == [[-3.0, 0.5, 3.0]]
+    assert np.asarray(token_term(s, t, Term(**linear, bound=1.0))).tolist() == [[-1.0, 0.5, 1.0]]
+    assert np.asarray(token_term(s, t, Term(**linear))).tolist() == t.tolist()
+
+
+def test_weights_choose_tokens_and_scale_the_term():
+    s, t, mask = rows()
+    weights = np.zeros(s.shape)
+    weights[0, 2], weights[4, 1] = 1.0, 0.25
+    got = np.asarray(token_advantage(np.zeros(6), s, t, weights, 0.5, Term(), mask))
+    wanted = np.where(weights > 0, -0.5 * weights * np.asarray(phi(t - s)), 0.0)
+    assert np.allclose(got, wanted, atol=1e-6) and np.count_nonzero(got) == 2
+
+
+def test_a_length_bonus_is_the_normalised_length():
+    lengths = np.array([[4, 4, 8, 8], [5, 5, 5, 5]])
+    bonus = Term(1, "linear", "length")
+    t = term_signal(bonus, None, lengths, 3)
+    got = token_advantage(np.zeros(8), np.full((8, 3), -1.0), t, np.ones((8, 1)), 0.5, bonus)
+    assert np.allclose(got, 0.5 * np.array([-1, -1, 1, 1, 0, 0, 0, 0])[:, None] * np.ones((8, 3)))
+    assert (term_signal(Term(), None, lengths, 3) == 0).all()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from antisd_jax.objective.gate import Gate, GateCannotArm, GateState, statistic, step
+from antisd_jax.objective.gate import Gate, GateCannotArm, GateState, remember, statistic, step, strengths
 from antisd_jax.types import Scores
 
 
@@ -18,7 +18,7 @@ def test_truth_table_with_hysteresis():
     gate = Gate(warmup=3)
     state, out = run(gate, [1.2, 0.8, 1.0, 0.93, 0.9299, 0.95, 0.9999, 1.0, 0.93, 0.5, 1.7])
     assert out == [0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 1]
-    assert state == GateState((1.2, 0.8, 1.0), 1.0, True)
+    assert state == GateState((1.2, 0.8, 1.0), 1.0, True, last=1.7)
 
 
 def test_warm_up_is_grpo_and_the_gate_decides_on_the_current_batch():
@@ -58,3 +58,43 @@ def test_statistics_over_response_tokens_only():
     assert statistic("token_mean", **arguments | {"scored": np.array([False, True])}) == pytest.approx(2.0)
     assert np.isnan(statistic("token_mean", **arguments | {"scored": np.zeros(2, bool)}))
     assert statistic("student_perplexity", **arguments | {"scored": np.zeros(2, bool)}) == pytest.approx(np.exp(4.0))
+
+
+def test_a_band_closes_above_it_too_and_opens_again_further_down():
+    gate = Gate(warmup=1, high=1.3, back=1.1)
+    values = [1.0, 1.3, 1.31, 1.2, 1.1, 1.2, 0.92, 0.99, 1.11, 1.05]
+    assert run(gate, values)[1] == [0, 1, 0, 0, 1, 1, 0, 0, 0, 1]
+
+
+def test_the_step_before_decides_where_the_gate_lags():
+    gate = Gate(warmup=2, lagged=True)
+    assert run(gate, [1.0, 0.5, 1.0, 0.1, 1.0, 1.0])[1] == [0, 0, 0, 1, 0, 1], "level 0.75"
+
+
+def test_a_threshold_has_a_floor():
+    gate = Gate("teacher_perplexity", warmup=1, least=1.01)
+    assert run(gate, [1.02, 1.012, 1.005])[1] == [0, 1, 0] and run(Gate("teacher_perplexity", warmup=1), [1.02, 1.005])[1] == [0, 1]
+
+
+def test_the_deviation_of_u_over_warm_up_is_that_of_all_its_tokens():
+    parts = [np.random.default_rng(n).normal(n, 1 + n, 50 + n).astype(np.float32) for n in range(3)]
+    state = GateState()
+    assert state.deviation == np.inf
+    for u in parts:
+        state = remember(state, u)
+    assert state.deviation == pytest.approx(np.concatenate(parts).astype(float).std(), rel=1e-9)
+    armed = GateState(state.records, 1.0, moments=state.moments)
+    assert remember(armed, parts[0]) == armed, "only over warm-up"
+
+
+def test_adaptive_strengths_by_hand():
+    gate, state = Gate("teacher_perplexity", adaptive=0.2, least=1.01), GateState(level=1.0)
+    perplexity = np.array([1.0, 1.01, 1.5, 2.9, 3.1])
+    teacher = Scores(np.repeat(-np.log(perplexity)[:, None], 4, axis=1), None)
+    teacher.logprobs[:, 2:] = -9.0  # beyond the responses
+    got = strengths(gate, state, teacher, np.full(5, 2), 0.5)
+    wanted = [0, 0, 0.2 * np.log(1.5 / 1.01), 0.2 * np.log(2.9 / 1.01), 0]
+    assert np.allclose(0.5 * got, wanted, atol=1e-12) and strengths(gate, state, teacher, np.full(5, 2), 0.1).max() == 1.0
+    assert (strengths(gate, GateState(), teacher, np.full(5, 2), 0.5) == 1).all() and (
+        strengths(Gate(), state, None, np.ones(5), 0.5) == 1
+    ).all()

@@ -46,7 +46,7 @@ def one_update(model, weights, *, method=Method(), lam=0.5, mesh=None, tokens=25
     teacher, acts = None, np.ones(P * G, bool)
     if method.needs_teacher:
         teacher, acts = teacher_scores(policy, placed, problems, contexts or default, rollouts, 1.0)
-    work = make_batches(policy, problems, rewards, rollouts, teacher, acts, None, config)
+    work = make_batches(policy, problems, rewards, rollouts, teacher, acts[:, None], None, config)
     copy = jax.tree.map(lambda x: x.copy(), placed)
     with use_mesh(mesh):
         state, told, _ = learn(policy, start(copy, optim, mesh), work, lam, config, 1)
@@ -136,9 +136,9 @@ def test_the_gradient_is_that_of_the_weighted_log_likelihood(model, weights, mes
     teacher, acts = teacher_scores(policy, weights, problems, contexts, rollouts, 1.0)
     student = student_scores(policy, weights, problems, rollouts, 1.0)
     config = replace(Config(), optim=optim)
-    work = make_batches(policy, problems, rewards, rollouts, teacher, acts, None, config)
+    work = make_batches(policy, problems, rewards, rollouts, teacher, acts[:, None], None, config)
     sequence = group_advantage(rewards).reshape(-1)
-    advantage = token_advantage(sequence, student.logprobs, teacher.logprobs, acts, 0.5, Term())
+    advantage = token_advantage(sequence, student.logprobs, teacher.logprobs, acts[:, None], 0.5, Term())
     pairs = [(p.prompt_ids, r[:n]) for p, rs, ns in zip(problems, rollouts.tokens, rollouts.lengths) for r, n in zip(rs, ns)]
     rows = pack_rows(pairs, P * G, S + R)
     mask = response_mask(rows.response_lengths, R)
@@ -158,7 +158,7 @@ def test_minibatches_take_several_steps_against_old_log_probs(model, weights, me
     config = replace(Config(), optim=optim, method=GRPO)
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1, 128), material()
     old = student_scores(policy, weights, problems, rollouts, 1.0)
-    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), old, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), old, config)
     state, told, student = learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), optim, mesh1), work, 0.0, config, 1)
     assert int(state.optimizer[1][0].count) == 2
     moved = np.abs(student.logprobs - old.logprobs) * (np.arange(R) < rollouts.lengths.reshape(-1, 1))
@@ -172,7 +172,7 @@ def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
     rewards[1] = [np.inf, 0, 0, 0]
     config = replace(Config(), method=GRPO)
     with np.errstate(invalid="ignore"):
-        work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+        work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
     with pytest.raises(UserError, match="step 7: gradient or update of model.embed_tokens.weight is not finite"):
         learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), OptimConfig(), mesh1), work, 0.0, config, 7)
 
@@ -180,7 +180,7 @@ def test_a_nan_gradient_changes_nothing_and_is_named(model, weights, mesh1):
 def test_a_nan_weight_is_named_with_its_step(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO)
-    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
     broken = jax.tree.map(lambda x: x.copy(), weights)
     broken = broken.replace(norm=broken.norm.at[3].set(np.nan))
     with pytest.raises(UserError, match="step 7: weight model.norm.weight holds NaN"):
@@ -190,7 +190,7 @@ def test_a_nan_weight_is_named_with_its_step(model, weights, mesh1):
 def test_a_weight_that_would_overflow_is_not_stored(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO, optim=OptimConfig(lr=1e39))
-    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
     with pytest.raises(UserError, match="step 2: gradient or update of .* is not finite"):
         learn(policy, start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), work, 0.0, config, 2)
 
@@ -198,7 +198,7 @@ def test_a_weight_that_would_overflow_is_not_stored(model, weights, mesh1):
 def test_masked_truncated_rollouts_leave_the_gradient(model, weights, mesh1):
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh1), material()
     config = replace(Config(), method=GRPO, optim=OptimConfig(mask_truncated=True))
-    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
     for micro, batch in work[0]:
         real = micro.rows >= 0
         assert ((batch.loss_weights[real] > 0) == rollouts.stopped.reshape(-1)[micro.rows[real]]).all()
@@ -211,7 +211,7 @@ def test_importance_weights_multiply_the_gradient_and_are_one_where_sampler_and_
     s = student_scores(policy, weights, problems, rollouts, 1.0).logprobs.reshape(P, G, R)
 
     def told(sampled, config):
-        work = make_batches(policy, problems, rewards, rollouts.replace(logprobs=sampled), None, np.ones(P * G, bool), None, config)
+        work = make_batches(policy, problems, rewards, rollouts.replace(logprobs=sampled), None, np.ones((P * G, 1)), None, config)
         copy = jax.tree.map(lambda x: x.copy(), weights)
         return learn(policy, start(copy, config.optim, mesh1), work, 0.0, config, 1)[1][0]
 
@@ -226,14 +226,14 @@ def test_the_gradient_is_placed_as_the_weights_from_the_first_micro_batch_on(mod
     mesh, config = make_mesh(MeshConfig(2, 2, 2)), replace(Config(), method=GRPO)
     policy, (problems, rollouts, rewards, _) = policy_on(model, mesh, 16), material()
     placed = jax.device_put(weights, param_shardings(mesh, declare(model)))
-    work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+    work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
     with use_mesh(mesh):
         gradient = no_gradient(placed)
         for _, batch in work[0][:2]:
             for g, w in zip(jax.tree.leaves(gradient), jax.tree.leaves(placed)):
                 assert g.sharding.is_equivalent_to(w.sharding, g.ndim)
             batch = place_rows(mesh, batch)
-            gradient, _ = accumulate(gradient, placed, batch, np.float32(0), 1.0, c=model, o=OptimConfig(), term=Term())
+            gradient, _ = accumulate(gradient, placed, batch, np.float32(0), np.float32(np.inf), 1.0, c=model, o=OptimConfig(), term=Term())
 
 
 def test_bfloat16_activations_track_float32_over_twenty_steps(model, weights, mesh1):
@@ -245,7 +245,7 @@ def test_bfloat16_activations_track_float32_over_twenty_steps(model, weights, me
 
     def told(dtype):
         policy = replace(policy_on(model, mesh1), dtype=dtype)
-        work = make_batches(policy, problems, rewards, rollouts, None, np.ones(P * G, bool), None, config)
+        work = make_batches(policy, problems, rewards, rollouts, None, np.ones((P * G, 1)), None, config)
         state, out = start(jax.tree.map(lambda x: x.copy(), weights), config.optim, mesh1), []
         for step in range(21):
             state, _, student = learn(policy, state, work, 0.0, config, step)

@@ -1,12 +1,14 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from antisd_jax.errors import UserError
 from antisd_jax.rewards.grade import Grade
-from antisd_jax.text.prompt import PromptConfig, Prompts, clean_solution, load_tokenizer
+from antisd_jax.steps import privileged
+from antisd_jax.text.prompt import PromptConfig, Prompts, clean_solution, load_tokenizer, shuffled
 from antisd_jax.text.rows import Problem
 from antisd_jax.tiny import tokenizer as tok
 
@@ -176,3 +178,32 @@ def test_a_tokenizer_without_chat_template_is_refused(folder, tmp_path):
 def test_an_unknown_source_is_refused():
     with pytest.raises(UserError, match="prompt.sources: 'siblings' is none of sibling, solution, answer, feedback"):
         PromptConfig(sources=("siblings",))
+
+
+def test_context_controls_show_what_they_say(prompts):
+    def seen(config, other=None):
+        c = Prompts(prompts.tokenizer, config).context(PROBLEM, TEXTS, GRADES, 0, 400, np.random.default_rng(0), other)
+        return c.source, prompts.tokenizer.decode(c.ids)
+
+    wording = dict(thinking=prompts.config.thinking)
+    source, text = seen(PromptConfig(**wording, sources=("none",)))
+    assert source == "none" and "attempt:" not in text and "assessment:" not in text and "Solve the problem again" in text
+    source, text = seen(PromptConfig(**wording, sources=("other", "feedback")), other="Of sevens, 49.")
+    assert source == "other" and "Six sevens" not in text and "Of sevens, 49." in text and "Your answer is incorrect." in text
+    assert seen(PromptConfig(**wording, sources=("other", "feedback")))[0] == "feedback", "no other problem has a solution"
+
+
+def test_shuffled_sentences_are_the_same_in_another_order():
+    text = "First. Then 3.5 more!\nAnd so on? The end"
+    found = {shuffled(text, np.random.default_rng(n)) for n in range(30)}
+    assert len(found) > 10 and {tuple(sorted(f.split("\n"))) for f in found} == {("And so on?", "First.", "The end", "Then 3.5 more!")}
+
+
+def test_another_problems_solution_is_never_its_own(prompts):
+    """Two problems stand in a step, one of them twice; the third has no solution, and nobody solved it."""
+    twice = replace(PROBLEM, solution="Of six.")
+    problems = [twice, replace(PROBLEM, index=1, solution="Of one."), twice, replace(PROBLEM, index=2, solution=None)]
+    policy = SimpleNamespace(prompts=Prompts(prompts.tokenizer, replace(prompts.config, sources=("other", "none"))), context_budget=400)
+    contexts = privileged(policy, problems, [["x"]] * 4, [[WRONG]] * 4, 0, 1)
+    shown = [prompts.tokenizer.decode(c.ids) for c in contexts]
+    assert [("Of one." in text, "Of six." in text) for text in shown] == [(True, False), (False, True), (True, False), (False, True)]

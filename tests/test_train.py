@@ -113,14 +113,15 @@ def test_every_method_trains(tmp_path, method):
     assert all(np.isfinite(v) for row in rows for v in row.values())
     assert all(row["actor/grad_norm"] > 0 for row in rows)
     lam = [row["antisd/lambda"] for row in rows]
-    ungated = ("sd", "sd_jsd", "antisd_no_gate", "antisd_no_teacher")
+    ungated = ("sd", "sd_jsd", "antisd_no_gate", "antisd_no_teacher", "length_bonus")
     if method == "grpo" or method in ungated:
         assert lam == [0.0 if method == "grpo" else 0.5] * 4
     else:  # one step of warm-up, then λ_max wherever the statistic is not below its threshold
         h, level = [row["antisd/gate/statistic"] for row in rows], rows[1]["antisd/gate/level"]
         assert level == h[0] and lam[0] == 0.0
-        assert lam[1] == (0.5 if h[1] >= rows[1]["antisd/gate/down"] else 0.0)
-    has_teacher = method not in ("grpo", "antisd_no_teacher")
+        seen = h[0] if method == "antisd_released" else h[1]
+        assert lam[1] == (0.5 if rows[1]["antisd/gate/down"] <= seen <= rows[1].get("antisd/gate/high", np.inf) else 0.0)
+    has_teacher = method not in ("grpo", "antisd_no_teacher", "length_bonus")
     assert ("antisd/teacher_entropy" in rows[0]) == has_teacher
 
 

@@ -17,15 +17,25 @@ LOG2 = 0.6931471805599453
 class Term:
     """A per-token term λ · sign · shape(u) · weight, of which every method is a value.
 
-    sign: −1 rewards what the teacher suppresses (AntiSD), +1 what it boosts (self-distillation).
-    shape: "jsd" is φ(u), "linear" is u. signal: "teacher" is u = t − s; "student" puts s itself in the place of u.
-    composition: "additive" has weight 1, "multiplicative" has weight A_seq.
+    sign: −1 rewards what the teacher suppresses (AntiSD), +1 what it boosts (self-distillation). shape: "jsd" is φ(u), "linear" is u.
+    signal: "teacher" is u = t − s; "student" puts s itself in the place of u, "length" the response's length, normalised in its group as
+    rewards are. composition: "additive" has weight 1, "multiplicative" has weight A_seq.
+
+    What the released code does besides, each 0 or off by default: outlier: |u| above so many deviations of u over the gate's warm-up counts
+    as 0. clamp: |u| at most. standardise: sign · shape(u) has mean 0 and deviation 1 over each response. bound: |term| at most, after that.
+    longest: a response of so many tokens or more has no term. words: only tokens that are, without spaces around them, one of these.
     """
 
     sign: int = -1
     shape: str = "jsd"
     signal: str = "teacher"
     composition: str = "additive"
+    outlier: float = 0.0
+    clamp: float = 0.0
+    standardise: bool = False
+    bound: float = 0.0
+    longest: int = 0
+    words: tuple[str, ...] = ()
 
 
 def group_advantage(rewards: np.ndarray, normalise: bool = True) -> np.ndarray:
@@ -50,20 +60,44 @@ def phi(u):
     return 0.5 * (jax.nn.softplus(u) - LOG2)
 
 
-def token_term(s, t, term: Term):
-    """sign · shape(u), the term before λ: s, t [… R] → [… R]. A constant to the gradient."""
-    u = s if term.signal == "student" else t - s
-    shaped = phi(u) if term.shape == "jsd" else u
-    return jax.lax.stop_gradient(term.sign * shaped)
+def token_term(s, t, term: Term, mask=True, limit=jnp.inf):
+    """The term before λ and weights: s, t [N R] → [N R]. mask [N R]: response tokens; limit: the largest |u| that is no outlier. A constant
+    to the gradient. With signal "length" t holds the length in the place of u."""
+    u = {"teacher": t - s, "student": s, "length": t}[term.signal]
+    if term.outlier:
+        u = jnp.where(jnp.abs(u) > limit, 0.0, u)
+    if term.clamp:
+        u = jnp.clip(u, -term.clamp, term.clamp)
+    out = term.sign * (phi(u) if term.shape == "jsd" else u)
+    if term.standardise:
+        out = standardised(out, mask)
+    if term.bound:
+        out = jnp.clip(out, -term.bound, term.bound)
+    return jax.lax.stop_gradient(out)
 
 
-def token_advantage(sequence_advantage, s, t, acts, lam, term: Term):
-    """A_{i,t} = A_i^seq + λ · sign · shape(u_{i,t}) · weight_i: A_seq and acts [N], s and t [N R] → [N R].
+def standardised(x, mask):
+    """x [N R] less its mean over the masked part of each row, over its deviation there; 0 in a row where all are equal."""
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    centred = jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0), axis=1, keepdims=True) / count, 0.0)
+    deviation = jnp.sqrt(jnp.sum(centred**2, axis=1, keepdims=True) / count)
+    return jnp.where(deviation > 1e-6, centred / jnp.maximum(deviation, 1e-6), 0.0)
 
-    acts is 1 where the term acts and 0 where the rollout has no usable privileged context (none fits, or it says nothing
-    more than the student's prompt): there u is 0 by definition. λ = 0 gives A_seq, bit for bit.
+
+def token_advantage(sequence_advantage, s, t, weights, lam, term: Term, mask=True, limit=jnp.inf):
+    """A_{i,t} = A_i^seq + λ · sign · shape(u_{i,t}) · weight_{i,t}: A_seq [N], s and t [N R], weights [N R] or [N 1] → [N R].
+
+    weights is 1 where the term acts and 0 where it does not, above all where the rollout has no usable privileged context (none fits, or it
+    says nothing more than the student's prompt): there u is 0 by definition. λ = 0 gives A_seq, bit for bit. mask, limit: see token_term.
     """
     sequence = sequence_advantage[:, None]
-    weight = sequence if term.composition == "multiplicative" else jnp.ones_like(sequence)
-    added = jnp.where(acts[:, None] > 0, token_term(s, t, term) * weight, 0.0)
+    composed = sequence if term.composition == "multiplicative" else jnp.ones_like(sequence)
+    added = jnp.where(weights > 0, token_term(s, t, term, mask, limit) * composed * weights, 0.0)
     return sequence + lam * added
+
+
+def term_signal(term: Term, teacher, lengths: np.ndarray, size: int) -> np.ndarray:
+    """What stands in the place of t [N R]: the teacher's log-probs, or nothing, or of each row the length, normalised in its group [P G]."""
+    if term.signal == "length":
+        return np.repeat(group_advantage(lengths).reshape(-1, 1), size, axis=1)
+    return np.zeros((lengths.size, size)) if teacher is None else teacher.logprobs

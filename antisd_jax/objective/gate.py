@@ -18,7 +18,10 @@ class GateCannotArm(UserError):
 class Gate:
     """statistic "none" is a gate that is open from the first step. down and up are fractions of the warm-up median.
 
-    floor: the least warm-up level of an entropy statistic, in nats, at which the gate still arms.
+    floor: the least warm-up level of an entropy statistic, in nats, at which the gate still arms. high, back: fractions, too: it also
+    closes above `high`, and opens again at `back` or below; high = 0 has no such band. least: τ_down is at least this. lagged: the
+    statistic of the step before decides. adaptive: of each response, instead of one λ for all,
+    λ_i = clip(adaptive · log(clip(ppl_i / τ_down, 0.5, 3)), 0, λ_max), and 0 where its teacher's perplexity ppl_i is above 3.
     """
 
     statistic: str = "token_mean"
@@ -26,15 +29,29 @@ class Gate:
     down: float = 0.93
     up: float = 1.0
     floor: float = 1e-3
+    high: float = 0.0
+    back: float = 0.0
+    least: float = 0.0
+    lagged: bool = False
+    adaptive: float = 0.0
 
 
 @dataclass(frozen=True)
 class GateState:
-    """records: the statistic at each warm-up step. level: H_warm, their median, None during warm-up. open: g."""
+    """records: the statistic at each warm-up step. level: H_warm, their median, None during warm-up. open: g. last: H of the step before.
+    moments: (number, sum, sum of squares) of u over warm-up, where the term asks for it."""
 
     records: tuple[float, ...] = ()
     level: float | None = None
     open: bool = True
+    last: float | None = None
+    moments: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def deviation(self) -> float:
+        """Of u over warm-up; infinite before there is any."""
+        n, total, squares = self.moments
+        return float(np.sqrt(max(squares / n - (total / n) ** 2, 0.0))) if n else float("inf")
 
 
 def statistic(kind: str, student, teacher, lengths, scored) -> float:
@@ -71,7 +88,7 @@ def step(gate: Gate, state: GateState, h: float) -> tuple[GateState, float]:
     if np.isnan(h):
         return state, 0.0 if state.level is None else float(state.open)
     if len(state.records) < gate.warmup:
-        return replace(state, records=(*state.records, h)), 0.0
+        return replace(state, records=(*state.records, h), last=h), 0.0
     level = state.level
     if level is None:
         level = median(state.records) if state.records else h
@@ -79,5 +96,33 @@ def step(gate: Gate, state: GateState, h: float) -> tuple[GateState, float]:
             raise GateCannotArm(
                 f"method.gate: {gate.statistic} over warm-up is {level:.2e} nats, below the floor {gate.floor:.2e}: it cannot steer. Choose another statistic"
             )
-    opened = h >= gate.down * level if state.open else h >= gate.up * level
-    return replace(state, level=level, open=opened), float(opened)
+    seen = state.last if gate.lagged and state.last is not None else h
+    if state.open:
+        opened = seen >= lower(gate, level) and not (gate.high and seen > gate.high * level)
+    else:
+        opened = seen >= gate.up * level and not (gate.high and seen > gate.back * level)
+    return replace(state, level=level, open=opened, last=h), float(opened)
+
+
+def lower(gate: Gate, level: float) -> float:
+    """τ_down."""
+    return max(gate.down * level, gate.least)
+
+
+def remember(state: GateState, u: np.ndarray) -> GateState:
+    """The state with the u of one more batch in its moments, during warm-up."""
+    if state.level is not None:
+        return state
+    n, total, squares = state.moments
+    u = np.asarray(u, np.float64)
+    return replace(state, moments=(n + u.size, total + float(u.sum()), squares + float((u**2).sum())))
+
+
+def strengths(gate: Gate, state: GateState, teacher, lengths: np.ndarray, lam_max: float) -> np.ndarray:
+    """λ_i / λ_max [N] of each response, in an adaptive gate; else 1. teacher: Scores [N R]."""
+    if not gate.adaptive or state.level is None:
+        return np.ones(len(lengths))
+    mask = np.arange(teacher.logprobs.shape[1]) < lengths[:, None]
+    perplexity = np.exp(-np.where(mask, teacher.logprobs, 0.0).sum(axis=1, dtype=np.float64) / np.maximum(lengths, 1))
+    lam = np.clip(gate.adaptive * np.log(np.clip(perplexity / lower(gate, state.level), 0.5, 3.0)), 0.0, lam_max)
+    return np.where(perplexity > 3.0, 0.0, lam) / lam_max

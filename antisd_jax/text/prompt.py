@@ -1,5 +1,6 @@
 """Prompts: the student's, and the teacher's privileged one. All wording stands in PromptConfig and nowhere else."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from antisd_jax.rewards.grade import Grade
 from antisd_jax.text.rows import Problem
 
 SOURCES = ("sibling", "solution", "answer", "feedback")
+CONTROLS = (
+    "other",
+    "none",
+)  # what a signal should not come from: another problem's solution; the frame of the prompt without anything in it
 LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing
 
 
@@ -23,14 +28,15 @@ class PromptConfig:
     assessment: str = "Previous assessment:"
     request: str = "Solve the problem again, step by step."
     thinking: bool = False  # enable_thinking of the chat template, for student and teacher alike
-    sources: tuple[str, ...] = SOURCES  # tried in this order; "sibling" is a correct rollout of the same group
+    sources: tuple[str, ...] = SOURCES  # tried in this order; "sibling" is a correct rollout of the same group. Controls: other, none
+    shuffled: bool = False  # a control: the shown solution's sentences in another order
     solution_tokens: int = 3072  # budget of the shown solution, the only part that is ever shortened
     elision: str = "\n…\n"  # stands where the middle of a solution was left out
 
     def __post_init__(self):
         for source in self.sources:
-            if source not in SOURCES:
-                raise UserError(f"prompt.sources: {source!r} is none of {', '.join(SOURCES)}")
+            if source not in SOURCES + CONTROLS:
+                raise UserError(f"prompt.sources: {source!r} is none of {', '.join(SOURCES + CONTROLS)}")
 
 
 @dataclass(frozen=True)
@@ -96,30 +102,33 @@ class Prompts:
     def student(self, problem: str) -> list[int]:
         return self.ids(f"{problem}\n\n{self.config.instruction}")
 
-    def teacher(self, problem: str, solution: str | None, feedback: str) -> list[int]:
+    def teacher(self, problem: str, solution: str | None, feedback: str | None) -> list[int]:
         c = self.config
         shown = f"{c.attempt}\n{solution}\n\n" if solution is not None else ""
-        return self.ids(f"{problem}\n\n{shown}{c.assessment}\n{feedback}\n\n{c.request} {c.instruction}")
+        assessed = f"{c.assessment}\n{feedback}\n\n" if feedback is not None else ""
+        return self.ids(f"{problem}\n\n{shown}{assessed}{c.request} {c.instruction}")
 
     def context(
-        self, problem: Problem, texts: list[str], grades: list[Grade], which: int, budget: int, rng: np.random.Generator
+        self, problem: Problem, texts: list[str], grades: list[Grade], which: int, budget: int, rng: np.random.Generator, other=None
     ) -> Context:
         """The privileged prompt of sample `which` of a group: its own feedback, and somebody else's verified solution.
 
         texts and grades are the group's; `budget` bounds the prompt in tokens. A solution is shortened to fit, nothing
         else is: when the rest alone is too long the context comes back empty, and the rollout gets no per-token term.
+        other: a solution of another problem, for the control of that name.
         """
-        solution, source = self.solution(problem, texts, grades, which, rng)
-        feedback = grades[which].feedback
+        solution, source = self.solution(problem, texts, grades, which, rng, other)
+        feedback = None if source == "none" else grades[which].feedback
         shortened = False
         if solution is not None:
+            solution = shuffled(solution, rng) if self.config.shuffled else solution
             rest = len(self.teacher(problem.problem, "", feedback))
             solution, shortened = self.shorten(solution, min(self.config.solution_tokens, budget - rest))
             source = source if solution is not None else "feedback"
         ids = self.teacher(problem.problem, solution, feedback)
         return Context(ids, source, shortened) if len(ids) <= budget else Context([], "overflow", shortened)
 
-    def solution(self, problem: Problem, texts, grades, which: int, rng) -> tuple[str | None, str]:
+    def solution(self, problem: Problem, texts, grades, which: int, rng, other: str | None = None) -> tuple[str | None, str]:
         """The verified solution to show, and where it comes from: the first of the configured sources that has one."""
         siblings = [i for i, g in enumerate(grades) if g.correct and i != which]
         for source in self.config.sources:
@@ -129,8 +138,10 @@ class Prompts:
                 return problem.solution, source
             if source == "answer":
                 return f"\\boxed{{{problem.answer}}}", source
-            if source == "feedback":
-                break
+            if source == "other" and other is not None:
+                return other, source
+            if source in ("feedback", "none"):
+                return None, source
         return None, "feedback"
 
     def shorten(self, text: str, budget: int) -> tuple[str | None, bool]:
@@ -150,6 +161,12 @@ class Prompts:
                 return shown, True
             room -= 4
         return None, True
+
+
+def shuffled(text: str, rng: np.random.Generator) -> str:
+    """The text's sentences, or lines, in a random order."""
+    parts = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part]
+    return "\n".join(parts[n] for n in rng.permutation(len(parts)))
 
 
 def clean_solution(text: str) -> str:
