@@ -167,10 +167,11 @@ class Checkpoints:
         return self._restore(step, ocp.args.StandardRestore(abstract))
 
     def restore_weights(self, step: int, abstract):
-        """The weights alone, without reading the optimizer's state."""
+        """(the weights alone, without reading the optimizer's state; the record)."""
         wanted = {"weights": abstract}
         places = ocp.checkpoint_utils.construct_restore_args(wanted)
-        return self._restore(step, ocp.args.PyTreeRestore(wanted, places, partial_restore=True))[0]["weights"]
+        state, record = self._restore(step, ocp.args.PyTreeRestore(wanted, places, partial_restore=True))
+        return state["weights"], record
 
     def _restore(self, step: int, state):
         with _quiet():

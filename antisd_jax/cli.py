@@ -1,4 +1,4 @@
-"""The command line: antisd train | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | trace | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN                           write RUN/report.html again
+       antisd trace RUN [--step=N] [--problems=8]  what the teacher says of every token: JSONL, words, a coloured page
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
        antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
        antisd generate --model=DIR --input=FILE.jsonl --output=FILE.jsonl    responses with log-probs to given prompts
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             "bench": _bench,
             "convert": _convert,
             "report": _report,
+            "trace": _trace,
         }
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
         if args[0] not in commands:
@@ -189,6 +191,16 @@ def _report(args: list[str]) -> None:
     if len(args) != 1:
         raise UserError(f"antisd report takes one run folder, got {len(args)} arguments")
     write_report(args[0])
+
+
+def _trace(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.trace import TraceConfig, trace
+
+    runs = [a for a in args if not a.startswith("-")]
+    if len(runs) != 1:
+        raise UserError(f"antisd trace takes one run folder, got {len(runs)}")
+    trace(runs[0], config.parse(TraceConfig, [], _options([a for a in args if a.startswith("-")])))
 
 
 def _random_model(args: list[str]) -> None:

@@ -37,7 +37,7 @@ def convert(run: str | Path, to: str | Path, step: int | None = None, dtype: str
     c = load_config(run / "model")
     with closing(Checkpoints(run / "checkpoints", CheckpointConfig(), read_only=True)) as checkpoints:
         step = checkpoints.choose(step)
-        weights = checkpoints.restore_weights(step, abstract(c, make_mesh(MeshConfig(), jax.devices("cpu")[:1]), jnp.dtype(dtype)))
+        weights, _ = checkpoints.restore_weights(step, abstract(c, make_mesh(MeshConfig(), jax.devices("cpu")[:1]), jnp.dtype(dtype)))
     part = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
         part.chmod(0o755)

@@ -55,7 +55,7 @@ def evaluate_model(config: configuration.Config, run: Path | None = None, step: 
                 weights = hf.load_weights(source, policy.model, policy.mesh)
             else:
                 with closing(checkpoint):
-                    weights = checkpoint.restore_weights(step, abstract(policy.model, policy.mesh))
+                    weights, _ = checkpoint.restore_weights(step, abstract(policy.model, policy.mesh))
             with Pool(config.reward) as pool:
                 if told := pool.start():
                     say(told)

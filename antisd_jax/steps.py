@@ -32,6 +32,7 @@ from antisd_jax.rollout.warm import compile_all
 from antisd_jax.score import score
 from antisd_jax.text.prompt import Context, Prompts, clean_solution, load_tokenizer
 from antisd_jax.text.rows import Problem
+from antisd_jax.text.words import first_word
 from antisd_jax.tiny import HERE
 from antisd_jax.types import Batch, Rollouts, Rows, Scores, TrainState, pack_rows
 
@@ -85,11 +86,11 @@ def build_policy(config) -> tuple[Policy, Path]:
 
 
 def word_ids(tokenizer, words: tuple[str, ...]) -> tuple[int, ...]:
-    """Ids of the tokens that are one of the words, spaces around it aside. Raises UserError when there is no such token."""
+    """Ids of the tokens whose first word is one of these. Raises UserError when there is no such token."""
     if not words:
         return ()
     said = tokenizer.batch_decode([[n] for n in range(len(tokenizer))])
-    found = tuple(n for n, text in enumerate(said) if text.strip() in words)
+    found = tuple(n for n, text in enumerate(said) if first_word(text) in words)
     if not found:
         raise UserError(f"method.term.words: this tokenizer has no token that is one of {', '.join(words)}")
     return found

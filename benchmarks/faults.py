@@ -357,7 +357,16 @@ moments. None differed, no process was left behind, and none of the processes ou
 | fault | faults | what became of it | runs compared |
 | --- | --: | --- | --: |
 """
-    write_part("Faults", head + "\n".join(c.rows))
+    write_part("Faults", head + "\n".join(merged(c.rows)))
+
+
+def merged(rows: list[str]) -> list[str]:
+    """With the rows of faults that were not tried this time, as they stand in RESULTS.md."""
+    from results_file import PATH
+
+    part = PATH.read_text(encoding="utf-8").partition("# Faults\n")[2].partition("\n# ")[0]
+    old = [line for line in part.splitlines() if line.startswith("| ") and not line.startswith(("| fault", "| ---"))]
+    return [line for line in old if line.split("|")[1] not in {row.split("|")[1] for row in rows}] + rows
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ BELOW = {
     "metrics": {"arrays", "objective", "rewards", "text"},
     "plan": {"model", "rollout", "score", "steps"},
     "problems": {"errors", "files", "log", "processes", "steps", "text"},
-    "report": {"errors", "files"},
+    "report": {"errors", "files", "text"},
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
     "generate_file": {"errors", "types", "arrays", "files", "log", "model", "rollout", "score", "steps", "text"},
@@ -53,6 +53,10 @@ BELOW = {
     "evaluate_model": {
         *("errors", "files", "arrays", "checkpoint", "config", "evaluate", "log", "model", "problems", "report", "results", "rewards"),
         *("score", "steps"),
+    },
+    "trace": {
+        *("errors", "arrays", "checkpoint", "config", "files", "log", "model", "objective", "problems", "report", "rewards", "score"),
+        *("steps", "text"),
     },
     "aot": {
         *("errors", "batching", "config", "learner", "log", "model", "rollout", "score", "steps", "types"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from antisd_jax.errors import UserError
 from antisd_jax.rewards import countdown
 from antisd_jax.rewards.boxed import last_boxed
-from antisd_jax.rewards.pool import Pool, RewardConfig
+from antisd_jax.rewards.pool import GraderFault, Pool, RewardConfig
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,26 @@ def test_a_worker_killed_from_outside_is_replaced():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux only")
+@pytest.mark.parametrize("kills", [2, 99])
+def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch, kills):
+    real, started = subprocess.Popen, []
+
+    def popen(*args, **options):
+        started.append(real(*args, **options))
+        if len(started) <= kills:
+            started[-1].kill()
+        return started[-1]
+
+    monkeypatch.setattr("antisd_jax.rewards.pool.subprocess.Popen", popen)
+    with Pool(RewardConfig(workers=1)) as pool:
+        if kills > 2:
+            with pytest.raises(GraderFault, match="a worker did not start in 3 tries"):
+                pool.start()
+        else:
+            assert [g.outcome for g in pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])] == ["correct"]
+    assert len(started) == 3 and all(p.poll() is not None for p in started)
+
+
 def test_a_busy_worker_dies_with_a_killed_trainer():
     code = (
         "from antisd_jax.rewards.pool import *\n"

@@ -23,7 +23,7 @@ class Term:
 
     What the released code does besides, each 0 or off by default: outlier: |u| above so many deviations of u over the gate's warm-up counts
     as 0. clamp: |u| at most. standardise: sign · shape(u) has mean 0 and deviation 1 over each response. bound: |term| at most, after that.
-    longest: a response of so many tokens or more has no term. words: only tokens that are, without spaces around them, one of these.
+    longest: a response of so many tokens or more has no term. words: only tokens whose first word is one of these.
     """
 
     sign: int = -1

@@ -18,6 +18,7 @@ from antisd_jax.rewards.isolate import LAYERS
 
 KINDS = ("countdown", "math", "code")
 MAX_RESPONSE = 200_000  # characters from the end of a response that a grader sees
+STARTS = 3  # tries of a worker that dies before it is ready
 MAX_ANSWER_LINE = 1_000_000  # bytes of a worker's answer
 
 
@@ -81,22 +82,26 @@ class _Worker:
         raise AssertionError("unreachable")
 
     def start(self) -> None:
-        """A process that has said that it is ready, if there is none yet."""
-        if self.process is not None:
-            return
+        """A process that has said that it is ready, if there is none yet. One that dies before may have been killed from outside: three tries."""
+        for _ in range(STARTS):
+            if self.process is not None:
+                return
+            self._launch()
+        if self.process is None:
+            raise GraderFault(f"{self.config.kind} grader: a worker did not start in {STARTS} tries")
+
+    def _launch(self) -> None:
         command = [sys.executable, "-m", "antisd_jax.rewards.worker", json.dumps(asdict(self.config))]
         self.scratch = tempfile.TemporaryDirectory(prefix="grader-", ignore_cleanup_errors=True)
         environment = os.environ | {"TMPDIR": self.scratch.name}
         self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         line = self._read_line(self.START_S)
-        if line is None:
+        message = json.loads(line) if line else {}
+        if "ready" not in message:
             self.stop()
-            raise GraderFault(f"{self.config.kind} grader: a worker did not start: {' '.join(command)}")
-        message = json.loads(line)
         if "error" in message:
-            self.stop()
             raise GraderFault(f"{self.config.kind} grader: {message['error']}")
-        self.told = message["ready"]
+        self.told = message.get("ready", "")
 
     def _ask(self, request: str) -> bytes | None:
         """One answer line; None when the worker is late or gone."""
