@@ -1,4 +1,4 @@
-"""The command line: antisd train | trace | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | trace | replay | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -9,6 +9,7 @@ from antisd_jax.errors import UserError, nearest
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN                           write RUN/report.html again
        antisd trace RUN [--step=N] [--problems=8]  what the teacher says of every token: JSONL, words, a coloured page
+       antisd replay RUN/dumps/step-….npz --methods=FILE.yaml,…    the credit that methods give the same rollouts
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
        antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
        antisd generate --model=DIR --input=FILE.jsonl --output=FILE.jsonl    responses with log-probs to given prompts
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             "convert": _convert,
             "report": _report,
             "trace": _trace,
+            "replay": _replay,
         }
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
         if args[0] not in commands:
@@ -201,6 +203,13 @@ def _trace(args: list[str]) -> None:
     if len(runs) != 1:
         raise UserError(f"antisd trace takes one run folder, got {len(runs)}")
     trace(runs[0], config.parse(TraceConfig, [], _options([a for a in args if a.startswith("-")])))
+
+
+def _replay(args: list[str]) -> None:
+    from antisd_jax import config
+    from antisd_jax.replay import ReplayConfig, replay
+
+    replay([a for a in args if not a.startswith("-")], config.parse(ReplayConfig, [], _options([a for a in args if a.startswith("-")])))
 
 
 def _random_model(args: list[str]) -> None:

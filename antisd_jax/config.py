@@ -31,7 +31,18 @@ from antisd_jax.text.prompt import PromptConfig
 from antisd_jax.watchdog import MODES, WatchdogConfig
 
 # Keys that a run in an existing folder may change: where it is, how far it goes, what it only reports, and the machine.
-FREE = ("output", "steps", "log_rollouts", "checkpoint.", "watchdog.", "mesh.", "processes.", "rollout.compile_first", "optim.offload")
+FREE = (
+    "output",
+    "steps",
+    "log_rollouts",
+    "dump_every",
+    "checkpoint.",
+    "watchdog.",
+    "mesh.",
+    "processes.",
+    "rollout.compile_first",
+    "optim.offload",
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Config:
     problems: int = 32  # a step
     samples: int = 8  # rollouts a problem
     log_rollouts: int = 64  # written to rollouts.jsonl at a step; 0 none, -1 all
+    dump_every: int = 0  # steps between dumps of all rollouts and scores, for `antisd replay`; 0 none
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -222,9 +234,7 @@ CHOICES = {
     "watchdog.stop": MODES,
 }
 ONE = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples checkpoint.keep".split()
-ZERO = (
-    "steps method.lam_max method.gate.warmup seed eval.every eval.response eval.limit checkpoint.every checkpoint.best data.limit".split()
-)
+ZERO = "steps method.lam_max method.gate.warmup seed eval.every eval.response eval.limit checkpoint.every checkpoint.best data.limit dump_every".split()
 
 
 def _check(c: Config) -> None:

@@ -267,11 +267,11 @@ def padding_metrics(policy: Policy, problems, contexts: list[Context], rollouts:
     return out
 
 
-def term_weights(policy: Policy, term: Term, rollouts: Rollouts, acts: np.ndarray, strengths: np.ndarray) -> np.ndarray:
-    """Of the per-token term [N 1], or [N R] where it is restricted to words. acts, strengths [N]."""
+def term_weights(words: tuple[int, ...], term: Term, rollouts: Rollouts, acts: np.ndarray, strengths: np.ndarray) -> np.ndarray:
+    """Of the per-token term [N 1], or [N R] where it is restricted to words, of which these are the ids. acts, strengths [N]."""
     lengths, tokens = rollouts.lengths.reshape(-1), rollouts.tokens.reshape(acts.size, -1)
     rows = acts * strengths * (lengths < term.longest if term.longest else 1)
-    return rows[:, None] * (np.isin(tokens, policy.words) if term.words else 1)
+    return rows[:, None] * (np.isin(tokens, words) if term.words else 1)
 
 
 def make_batches(policy: Policy, problems, rewards, rollouts: Rollouts, teacher: Scores | None, weights, old, config) -> list[list]:

@@ -15,6 +15,7 @@ from antisd_jax import config as configuration
 from antisd_jax.arrays import as_text, from_text, named_key
 from antisd_jax.checkpoint import Checkpoints
 from antisd_jax.config import Config
+from antisd_jax.dump import write_dump
 from antisd_jax.errors import UserError
 from antisd_jax.evaluate import generate_rows, metrics, summarise
 from antisd_jax.files import read_jsonl, write_atomically
@@ -28,7 +29,7 @@ from antisd_jax.objective import gate as gates
 from antisd_jax.objective.gate import GateState
 from antisd_jax.plan import describe
 from antisd_jax.problems import read_data
-from antisd_jax.processes import Preempted, by_first, first_ahead, gathered, stoppable
+from antisd_jax.processes import Preempted, by_first, first, first_ahead, gathered, stoppable
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.rollout.books import Tally
 from antisd_jax.score import exact_products
@@ -174,7 +175,7 @@ def improve(run: Run, at: Place, sampled: Sampled, ahead: Sampled | None = None)
     lam, limit = g * c.method.lam_max, c.method.term.outlier * gate_state.deviation if c.method.term.outlier else np.inf
     strengths = gates.strengths(gate, gate_state, teacher, rollouts.lengths.reshape(-1), c.method.lam_max)
     with clock.time("update_actor"):
-        weights = term_weights(policy, c.method.term, rollouts, acts, strengths)
+        weights = term_weights(policy.words, c.method.term, rollouts, acts, strengths)
         work = make_batches(policy, problems, rewards, rollouts, teacher, weights, old if c.optim.minibatches > 1 else None, c)
         state, updates, student = learn(policy, at.state, work, lam, c, step, limit)
     student = old or student
@@ -186,6 +187,9 @@ def improve(run: Run, at: Place, sampled: Sampled, ahead: Sampled | None = None)
     if c.optim.importance_cap:
         values |= correction_metrics(rollouts, student, c.optim.importance_cap) | {"rollout/staleness": at.step - sampled.of}
     values |= gate_metrics(gate, gate_state, h, lam) | sampled.tally.metrics() | {"data/epoch": cursor / len(run.order.problems)}
+    if c.dump_every and step % c.dump_every == 0 and first():
+        scores = (rollouts, student, teacher, rewards, acts)
+        write_dump(Path(c.output), step, problems, contexts, grades, *scores, gate_state, gate.statistic, lam)
     run.log.rollouts(rollout_rows(step, problems, said, grades, rollouts, contexts, student, teacher, c.log_rollouts))
     at.state, at.step, at.cursor, at.gate, at.told, at.ahead = state, step, cursor, gate_state, values, ahead
     finish_step(run, at)

@@ -54,6 +54,8 @@ BELOW = {
         *("errors", "files", "arrays", "checkpoint", "config", "evaluate", "log", "model", "problems", "report", "results", "rewards"),
         *("score", "steps"),
     },
+    "dump": {"errors", "objective", "types"},
+    "replay": {"errors", "arrays", "config", "dump", "files", "log", "objective", "results", "steps", "text"},
     "trace": {
         *("errors", "arrays", "checkpoint", "config", "files", "log", "model", "objective", "problems", "report", "rewards", "score"),
         *("steps", "text"),

@@ -1,0 +1,134 @@
+"""`antisd trace` on a small run: its numbers, its words, and what a browser makes of its page."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from test_train import small
+
+from antisd_jax.cli import main
+from antisd_jax.errors import UserError
+from antisd_jax.files import read_jsonl
+from antisd_jax.report.trace import RANGE, colour
+from antisd_jax.text.words import first_word
+from antisd_jax.trace import TraceConfig, pieces, trace
+from antisd_jax.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trace") / "run"
+    train(small(folder, "steps=2", "eval.every=0", "mesh.data=1", "mesh.fsdp=8"))
+    before = sorted((p, p.stat().st_mtime_ns) for p in (folder / "checkpoints").rglob("*"))
+    assert main(["trace", str(folder), "--problems=8", "--samples=4", "--least=3"]) == 0
+    assert sorted((p, p.stat().st_mtime_ns) for p in (folder / "checkpoints").rglob("*")) == before, "a trace only reads"
+    return folder
+
+
+def test_every_token_has_its_numbers(run):
+    rows, tokens = (read_jsonl(run / "trace-2" / f"{name}.jsonl") for name in ("rollouts", "tokens"))
+    assert len(rows) == 32 and {row["outcome"] for row in rows} >= {"correct", "wrong"}
+    of = {}
+    for t in tokens:
+        of.setdefault((t["problem"], t["sample"]), []).append(t)
+    assert list(of) == [(row["problem"], row["sample"]) for row in rows]
+    for row in rows:
+        own = of[row["problem"], row["sample"]]
+        assert [t["position"] for t in own] == list(range(len(own)))
+        assert "".join(t["token"] for t in own).removesuffix("<|im_end|>").rstrip() == row["response"].rstrip()
+        assert row["gold"] in row["prompt"] or row["privileged"].startswith("<|im_start|>")
+    u, s, t = (np.array([x[name] for x in tokens]) for name in ("u", "s", "t"))
+    assert np.allclose(u, t - s, atol=3e-5) and (s <= 0).all() and (t <= 0).all() and np.abs(u).max() > 0.5
+    assert np.allclose([x["minus_phi"] for x in tokens], -0.5 * (np.logaddexp(0, u) - np.log(2)), atol=2e-5)
+    for name in ("student_entropy", "teacher_entropy"):
+        entropy = np.array([x[name] for x in tokens])
+        assert (entropy >= 0).all() and entropy.max() <= np.log(75)
+
+
+def test_words_are_counted_and_ordered_as_by_hand(run):
+    tokens = read_jsonl(run / "trace-2" / "tokens.jsonl")
+    with open(run / "trace-2" / "words.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    by_hand = {}
+    for t in tokens:
+        by_hand.setdefault(t["token"].strip(), []).append(t)
+    assert {row["word"] for row in table} == {word for word, ts in by_hand.items() if word and len(ts) >= 3}
+    for row in table:
+        mine = by_hand[row["word"]]
+        assert int(row["count"]) == len(mine) and float(row["u_mean"]) == pytest.approx(np.mean([t["u"] for t in mine]))
+        assert float(row["p_teacher"]) == pytest.approx(np.mean(np.exp([t["t"] for t in mine])))
+    assert [float(row["u_mean"]) for row in table] == sorted(float(row["u_mean"]) for row in table)
+
+
+def test_chosen_problems_another_folder_and_a_clear_refusal(run, tmp_path, capsys):
+    ids = [row["problem"] for row in read_jsonl(run / "trace-2" / "rollouts.jsonl")][::4]
+    trace(str(run), TraceConfig(ids=(*ids[3:], *ids[:3]), samples=2, output=str(tmp_path / "other")))
+    rows = read_jsonl(tmp_path / "other" / "rollouts.jsonl")
+    assert [row["problem"] for row in rows[::2]] == [*ids[3:], *ids[:3]] and len(rows) == 16
+    for wrong, message in (
+        (TraceConfig(ids=("nothing",)), "ids: the run's data has no problem 'nothing'; ids are like 'countdown-train-"),
+        (TraceConfig(step=7), "has no checkpoint 7; there are: 2"),
+        (TraceConfig(problems=3), "problems: 3 does not divide"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trace(str(run), wrong)
+    assert main(["trace"]) == 2 and "takes one run folder" in capsys.readouterr().err
+
+
+def test_a_browser_shows_the_colours_of_the_numbers(run, tmp_path):
+    """Ground colours as Chromium computes them, against the JSONL; and nothing on its console."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium on this machine")
+    page = (run / "trace-2" / "trace.html").read_text()
+    assert not re.search(r"""(src|href)=["']https?:|url\(["']?https?:|@import""", page), "no external asset"
+    script = "<script>document.body.innerHTML = '<pre id=found>' + JSON.stringify([...document.querySelectorAll('.tokens span')]"
+    script += ".map(x => [x.textContent, getComputedStyle(x).backgroundColor])).replaceAll('<', '&lt;') + '</pre>'</script>"
+    (tmp_path / "page.html").write_text(page.replace("</body>", script + "</body>"))
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    flags += ["--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom"]
+    done = subprocess.run([browser, *flags, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    found = json.loads(
+        re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+        .group(1)
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+    )
+    tokens = read_jsonl(run / "trace-2" / "tokens.jsonl")
+    assert [text for text, _ in found] == [t["token"] for t in tokens]
+    for (_, seen), t in zip(found, tokens):
+        r, g, b, alpha = [float(x) for x in (re.findall(r"[\d.]+", seen) + ["1"])[:4]]
+        assert abs(alpha - min(abs(t["u"]) / RANGE, 1)) < 0.01, (seen, t)
+        assert alpha < 0.01 or (b > r if t["u"] < 0 else r > b)
+
+
+def test_colours_words_and_pieces_by_hand():
+    assert colour(-2.0) == "rgba(59,130,196,1.00)" and colour(1.0) == "rgba(217,96,59,0.50)" and colour(9.0).endswith("1.00)")
+    assert [first_word(x) for x in (" Wait,", "\\boxed{(", "So ", "==", "Solution", "l'état")] == [
+        "Wait",
+        "boxed",
+        "So",
+        "",
+        "Solution",
+        "l",
+    ]
+
+    class Bytes:  # a tokenizer whose tokens are bytes
+        def decode(self, ids):
+            return bytes(ids).decode("utf-8", "replace")
+
+    assert pieces(Bytes(), list("aé…b".encode())) == ["a", "", "é", "", "", "…", "b"]
+    assert "".join(pieces(Bytes(), list("é".encode())[:1])) == "\ufffd"
