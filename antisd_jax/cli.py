@@ -7,7 +7,7 @@ from antisd_jax import __version__
 from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
-       antisd report RUN                           write RUN/report.html again
+       antisd report RUN [RUN … --output=DIR]      write RUN/report.html again; several runs on one page, as PNG, CSV and JSON
        antisd trace RUN [--step=N] [--problems=8]  what the teacher says of every token: JSONL, words, a coloured page
        antisd replay RUN/dumps/step-….npz --methods=FILE.yaml,…    the credit that methods give the same rollouts
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
@@ -188,11 +188,15 @@ def _convert(args: list[str]) -> None:
 
 
 def _report(args: list[str]) -> None:
+    from antisd_jax.report.compare import write_comparison
     from antisd_jax.report.page import write_report
 
-    if len(args) != 1:
-        raise UserError(f"antisd report takes one run folder, got {len(args)} arguments")
-    write_report(args[0])
+    runs = [a for a in args if not a.startswith("-")]
+    given = dict(option.split("=", 1) for option in _options([a for a in args if a.startswith("-")]))
+    output = given.pop("output", "")
+    if not runs or given or (len(runs) > 1 and not output):
+        raise UserError("antisd report takes one run folder, or several and --output=DIR")
+    print(f"report: {write_comparison(runs, output) if output else write_report(runs[0])}")
 
 
 def _trace(args: list[str]) -> None:

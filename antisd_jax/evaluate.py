@@ -12,6 +12,7 @@ import numpy as np
 
 from antisd_jax.errors import UserError
 from antisd_jax.model.sharding import rows_per_step
+from antisd_jax.results import pass_values
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.rewards.math import plain
 from antisd_jax.rewards.pool import Pool
@@ -61,16 +62,6 @@ class Result:
     @property
     def average(self) -> float:
         return float(self.correct.mean() / self.samples)
-
-
-def pass_values(n: int, correct: np.ndarray, k: int) -> np.ndarray:
-    """[P] 1 − C(n−c, k)/C(n, k): the unbiased chance that k of n samples hold a correct one.
-
-    correct [P]: c of each problem. The ratio of binomials is a product of n−c−i over n−i, so nothing overflows.
-    """
-    i = np.arange(k)
-    missed = np.clip(n - np.asarray(correct)[:, None] - i, 0, None) / (n - i)
-    return 1.0 - np.prod(missed, axis=1)
 
 
 def pass_at_k(n: int, correct: np.ndarray, k: int) -> float:

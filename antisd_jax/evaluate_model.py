@@ -19,7 +19,7 @@ from antisd_jax import config as configuration
 from antisd_jax.arrays import named_key
 from antisd_jax.checkpoint import CheckpointConfig, Checkpoints
 from antisd_jax.errors import UserError
-from antisd_jax.evaluate import Result, bootstrap, generate_rows, pass_values, summarise
+from antisd_jax.evaluate import Result, bootstrap, generate_rows, summarise
 from antisd_jax.files import append_rows, read_jsonl, write_atomically
 from antisd_jax.log import lock_folder, make_folder, say
 from antisd_jax.model import hf
@@ -27,7 +27,7 @@ from antisd_jax.model.parameters import abstract
 from antisd_jax.model.sharding import use_mesh
 from antisd_jax.problems import Pins, read_benchmarks
 from antisd_jax.report.evaluation import write_evaluation
-from antisd_jax.results import markdown
+from antisd_jax.results import markdown, pass_values
 from antisd_jax.rewards.pool import Pool
 from antisd_jax.score import exact_products
 from antisd_jax.steps import build_policy

@@ -77,12 +77,15 @@ def join(config: ProcessConfig) -> None:
     from jax._src.distributed import global_state  # the coordinator's store of short texts has no public name
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update(
+        "jax_enable_recoverability", True
+    )  # its heartbeat, by the wall clock, would end all after a jump; ours names the host
     named = dict(coordinator_address=config.coordinator, num_processes=config.count, process_id=config.number)
     try:
         jax.distributed.initialize(
             **(named if config.coordinator != "auto" else {}),
             initialization_timeout=max(config.patience, 300),  # hosts start one after another
-            heartbeat_timeout_seconds=2 * config.patience + 20,  # ours come first: they name the host
+            heartbeat_timeout_seconds=10**8,
             shutdown_timeout_seconds=config.patience,
         )
         _here.number, _here.count = jax.process_index(), jax.process_count()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -44,6 +46,21 @@ def speed_up(run: Curve, reference: Curve) -> float | None:
     if first is None:
         return None
     return reference.best / first if first else float("inf")
+
+
+def pass_values(n: int, correct: np.ndarray, k: int) -> np.ndarray:
+    """[P] 1 − C(n−c, k)/C(n, k): the unbiased chance that k of n samples hold a correct one.
+
+    correct [P]: c of each problem. The ratio of binomials is a product of n−c−i over n−i, so nothing overflows.
+    """
+    i = np.arange(k)
+    missed = np.clip(n - np.asarray(correct)[:, None] - i, 0, None) / (n - i)
+    return 1.0 - np.prod(missed, axis=1)
+
+
+def pass_curve(n: int, correct: np.ndarray) -> np.ndarray:
+    """[n] pass@1 … pass@n, each the mean over problems of `pass_values`."""
+    return np.array([pass_values(n, correct, k).mean() for k in range(1, n + 1)])
 
 
 def table(curves: list[Curve]) -> list[list[str]]:

@@ -317,23 +317,29 @@ def graders(c: Campaign, number: int = 12) -> None:
 
 
 def clocks(c: Campaign, number: int = 6) -> None:
-    """The clock of the machine jumps by days, forwards and back."""
+    """The clock of the machine jumps, forwards and back: by minutes, which must not end a run, or by hours and days, which may."""
     source, library, jump = c.work / "clock.c", c.work / "clock.so", c.work / "jump"
     source.write_text(CLOCK)
     if subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]).returncode:
         return c.row("the clock jumps", 0, "not tried: no C compiler here", "clocks")
-    jumps = 0
-    for _ in range(number):
-        jump.write_bytes(bytes(8))
-        start = Torn(c.folder(), c.work, environment={"LD_PRELOAD": str(library), "CLOCK_JUMP": str(jump)})
-        while start.until(lambda: False, c.chance.uniform(0.3, 2)) or start.running():
-            with open(jump, "r+b") as file:
-                file.write(c.chance.choice([0, 3600, -3600, 86_400, -86_400, 10**7]).to_bytes(8, sys.byteorder, signed=True))
-            jumps += 1
-        if start.ended(120) != [0, 0]:
-            raise SystemExit(f"clocks: {start.said(0)[-3000:]}")
-        c.over("clocks")
-    c.row("the clock jumps by an hour, a day, months", jumps, f"in {number} runs, all of which came to their end", "clocks")
+    for kind, amounts in (("minutes", (0, 60, -60, 600, -600)), ("hours, days and months", (0, 3600, -3600, 86_400, -86_400, 10**7))):
+        jumps = ended = 0
+        for _ in range(number):
+            while True:
+                jump.write_bytes(bytes(8))
+                start = Torn(c.folder(), c.work, environment={"LD_PRELOAD": str(library), "CLOCK_JUMP": str(jump)})
+                while start.until(lambda: False, c.chance.uniform(0.3, 2)) or start.running():
+                    with open(jump, "r+b") as file:
+                        file.write(c.chance.choice(amounts).to_bytes(8, sys.byteorder, signed=True))
+                    jumps += 1
+                if start.ended(120) == [0, 0]:
+                    break
+                ended += 1
+                if kind == "minutes":
+                    raise SystemExit(f"clocks: {start.said(0)[-3000:]}")
+            c.over(kind)
+        came = f"in {number} runs, {'all of which came to their end' if not ended else f'which had to be started again {ended} times'}"
+        c.row(f"the clock jumps by {kind}", jumps, came, kind)
 
 
 def main() -> None:
