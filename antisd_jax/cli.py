@@ -1,4 +1,4 @@
-"""The command line: antisd train | trace | replay | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
+"""The command line: antisd train | sweep | trace | replay | generate | evaluate | table | score | grade | check | plan | bench | convert | report | random-model | pretrain-tiny."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from antisd_jax.errors import UserError, nearest
 
 USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or continue, the run in the folder --output
        antisd report RUN [RUN … --output=DIR]      write RUN/report.html again; several runs on one page, as PNG, CSV and JSON
+       antisd sweep FILE.yaml [--print=true] [--key=value …]    a matrix of runs, one after another, and their report
        antisd trace RUN [--step=N] [--problems=8]  what the teacher says of every token: JSONL, words, a coloured page
        antisd replay RUN/dumps/step-….npz --methods=FILE.yaml,…    the credit that methods give the same rollouts
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             "convert": _convert,
             "report": _report,
             "trace": _trace,
+            "sweep": _sweep,
             "replay": _replay,
         }
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
@@ -207,6 +209,16 @@ def _trace(args: list[str]) -> None:
     if len(runs) != 1:
         raise UserError(f"antisd trace takes one run folder, got {len(runs)}")
     trace(runs[0], config.parse(TraceConfig, [], _options([a for a in args if a.startswith("-")])))
+
+
+def _sweep(args: list[str]) -> int:
+    from antisd_jax.sweep import sweep
+
+    files = [a for a in args if not a.startswith("-")]
+    options = _options([a for a in args if a.startswith("-")])
+    if len(files) != 1:
+        raise UserError(f"antisd sweep takes one file, got {len(files)}")
+    return sweep(files[0], [o for o in options if o != "print=true"], "print=true" in options)
 
 
 def _replay(args: list[str]) -> None:

@@ -154,11 +154,12 @@ def draw(folder: Path, file: str, plot) -> str:
     from matplotlib import pyplot as plt
 
     with plt.rc_context(STYLE | {"svg.hashsalt": file}):
-        figure, axes = plt.subplots(figsize=(5.6, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+        axes.spines["right"].set_visible(False)
         plot(axes)
         axes.grid(color=GREY, alpha=0.15)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best", fontsize=8)
+            axes.legend(loc="best", fontsize=9)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         figure.savefig(folder / f"{file}.png", dpi=160, facecolor="white")

@@ -1,0 +1,127 @@
+"""`antisd report RUN RUN …` on recorded runs, whose numbers are worked out by hand."""
+
+import csv
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from antisd_jax.cli import main
+from antisd_jax.config import dump, load
+from antisd_jax.report.figures import rolling
+from antisd_jax.report.groups import grouped, hierarchical, read_run
+
+# Of two problems with four samples each, how many are right at steps 0, 10 and 20: seed → method → step → problem.
+RIGHT = {
+    0: {"grpo": [[1, 0], [2, 1], [3, 2]], "antisd": [[1, 0], [3, 2], [4, 2]], "sd": [[1, 0], [1, 0], [0, 0]]},
+    1: {"grpo": [[1, 1], [2, 2], [2, 2]], "antisd": [[1, 1], [2, 2], [2, 3]], "sd": [[1, 1], [1, 0], [0, 0]]},
+}
+
+
+def recorded(folder, method: str, seed: int, right, teacher=True):
+    """A run folder as training leaves it, with these results."""
+    folder.mkdir()
+    c = load([], [f"method.name={method}", f"method.lam_max={0.0 if method == 'grpo' else 0.5}", f"seed={seed}", f"output={folder}"])
+    (folder / "config.yaml").write_text(dump(c))
+    rows, generations = [], []
+    for i, counts in enumerate(right):
+        average = sum(counts) / 8
+        row = {"step": 10 * i, "eval/average": average, "eval/set/avg@4": average, "eval/average_low": 0.0, "eval/average_high": 1.0}
+        if i:
+            row |= {"critic/rewards/mean": 0.1 * i + seed, "timing_s/step": 2.0 * i, "timing_s/gen": 1.0 * i, "actor/entropy": 1.0}
+            row |= {"antisd/gate/statistic": 0.5, "antisd/gate/level": 0.4} if teacher and method != "grpo" else {}
+        rows.append(row)
+        for problem, count in enumerate(counts):
+            for sample in range(4):
+                outcome = "correct" if sample < count else "wrong"
+                generations.append({"step": 10 * i, "benchmark": "set", "index": problem, "sample": sample, "outcome": outcome})
+    for name, lines in (("metrics", rows), ("evaluations", generations)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [recorded(tmp_path / f"{m}-{seed}", m, seed, RIGHT[seed][m]) for m in ("grpo", "antisd", "sd") for seed in (0, 1)]
+
+
+def test_seeds_are_one_group_and_the_table_is_that_of_their_means(runs, tmp_path, capsys):
+    assert main(["report", *runs, f"--output={tmp_path / 'out'}"]) == 0
+    with open(tmp_path / "out" / "table.csv", newline="") as file:
+        table = list(csv.reader(file))
+    # Means over seeds, eighths: grpo 3/16 7/16 9/16; antisd 3/16 9/16 11/16; sd 3/16 2/16 0. GRPO's best, 9/16 at step 20, AntiSD has at 10.
+    assert table[0] == ["run", "seeds", "set", "Average@best", "Average@last", "speed-up"]
+    assert table[1] == ["grpo", "2", "56.2", "56.2 @20", "56.2 @20", "1.00×"]
+    assert table[2] == ["antisd", "2", "68.8", "68.8 @20", "68.8 @20", "2.00×"]
+    assert table[3] == ["sd", "2", "18.8", "18.8 @0", "0.0 @20", "never"]
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row[:4] for row in numbers["curves"][:3]] == [["grpo", 2, 0, 3 / 16], ["grpo", 2, 10, 7 / 16], ["grpo", 2, 20, 9 / 16]]
+    assert numbers["seconds"]["grpo"] == {"step": 3.0, "gen": 1.5} and numbers["missing"] == []
+    for name in ("accuracy", "reward", "entropy", "gate", "pass_at_k"):
+        assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "6 runs in 3 groups" in page and "Missing" not in page and page.count("<svg") == 5
+
+
+def test_pass_at_k_is_the_share_of_subsets_that_hold_a_correct_sample(runs):
+    groups = {g.name: g for g in grouped([read_run(Path(run)) for run in runs])}
+    got = groups["grpo"].passes(20)["set"]
+    for k in (1, 2, 3, 4):
+        shares = []
+        for seed in (0, 1):
+            for count in RIGHT[seed]["grpo"][2]:
+                picks = list(combinations([1] * count + [0] * (4 - count), k))
+                shares.append(np.mean([max(pick) for pick in picks]))
+        assert got[k - 1] == pytest.approx(np.mean(shares))
+
+
+def test_intervals_resample_seeds_and_problems():
+    same = [np.full((3, 5), 0.4)]
+    assert hierarchical(same) == pytest.approx((0.4, 0.4))
+    # One problem, two seeds that differ: both draws fall on one seed a quarter of the time each, so that the interval is all of [0, 1].
+    assert hierarchical([np.array([[0.0], [1.0]])]) == (0.0, 1.0)
+    # Seeds alike, many problems: the interval of a mean of coin tosses, ±1.96 · ½ / √400.
+    tosses = np.tile(np.arange(400) % 2, (2, 1)).astype(float)
+    low, high = hierarchical([tosses])
+    assert low == pytest.approx(0.5 - 0.049, abs=0.006) and high == pytest.approx(0.5 + 0.049, abs=0.006)
+    # Two benchmarks weigh alike, whatever their size.
+    assert hierarchical([np.zeros((2, 3)), np.ones((2, 50))]) == (0.5, 0.5)
+
+
+def test_what_is_missing_is_said(runs, tmp_path):
+    lone = recorded(tmp_path / "lone", "antisd_words", 0, RIGHT[0]["antisd"])
+    (tmp_path / "lone" / "evaluations.jsonl").unlink()
+    blind = recorded(tmp_path / "blind", "antisd_band_gate", 0, [])
+    (tmp_path / "blind" / "metrics.jsonl").write_text(json.dumps({"step": 1, "critic/rewards/mean": 0.5}) + "\n")
+    assert main(["report", runs[0], lone, blind, f"--output={tmp_path / 'out'}"]) == 0
+    missing = json.loads((tmp_path / "out" / "results.json").read_text())["missing"]
+    assert missing == [
+        "antisd_band_gate: no evaluation that all of its 1 runs have",
+        "antisd_words: no generations at hand, so no interval and no pass@k",
+        "grpo: one seed, so that its interval is over problems alone",
+        "antisd_words: one seed, so that its interval is over problems alone",
+    ]
+    assert all(m in (tmp_path / "out" / "report.html").read_text() for m in missing)
+
+
+def test_groups_are_named_by_what_differs(tmp_path):
+    folders = []
+    for n, (method, lam, lr) in enumerate([("antisd", 0.2, 1e-6), ("antisd", 0.5, 1e-6), ("sd", 0.5, 1e-6), ("antisd", 0.5, 1e-6)]):
+        folders.append(tmp_path / str(n))
+        recorded(folders[-1], method, n, RIGHT[0]["antisd"])
+        plain = yaml.safe_load((folders[-1] / "config.yaml").read_text())
+        plain["method"]["lam_max"], plain["optim"]["lr"] = lam, lr
+        (folders[-1] / "config.yaml").write_text(yaml.safe_dump(plain))
+    groups = grouped([read_run(f) for f in folders])
+    assert [(g.name, len(g.runs)) for g in groups] == [("antisd, lam_max 0.2", 1), ("antisd, lam_max 0.5", 2), ("sd", 1)]
+
+
+def test_a_rolling_mean_by_hand_and_what_is_no_run(tmp_path, capsys):
+    assert rolling(np.array([1.0, 2, 3, 4, 5, 6]), 3).tolist() == [1, 1.5, 2, 3, 4, 5]
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty"), str(tmp_path / "empty"), f"--output={tmp_path / 'out'}"]) == 2
+    assert "has no metrics.jsonl with complete rows" in capsys.readouterr().err
+    assert main(["report", "a", "b"]) == 2 and "several and --output=DIR" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""`antisd sweep`: which runs a file asks for, going on, and the shipped files."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+from conftest import ROOT
+from test_train import SMALL
+
+from antisd_jax.cli import main
+from antisd_jax.config import load
+from antisd_jax.sweep import jobs
+
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+def write(path, **sweep):
+    path.write_text(yaml.safe_dump(sweep))
+    return str(path)
+
+
+def test_every_cell_of_the_matrix_is_a_run_and_later_keys_win(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    matrix = [{"method": ["grpo"], "seed": [0, 1]}, {"method": ["antisd", "sd"], "method.lam_max": [0.2], "seed": [1]}]
+    file = write(tmp_path / "s.yaml", output="out", base=["configs/smoke.yaml"], set={"steps": 3, "optim.lr": 1e-4}, matrix=matrix)
+    _, found = jobs(file, ["steps=5"])
+    assert [str(j.folder) for j in found] == ["out/grpo-seed0", "out/grpo-seed1", "out/antisd-seed1", "out/sd-seed1"]
+    configs = [load(list(j.files), list(j.options)) for j in found]
+    assert [(c.method.name, c.method.lam_max, c.seed, c.steps, c.optim.lr) for c in configs] == [
+        ("grpo", 0.0, 0, 5, 1e-4),
+        ("grpo", 0.0, 1, 5, 1e-4),
+        ("antisd", 0.2, 1, 5, 1e-4),
+        ("sd", 0.2, 1, 5, 1e-4),
+    ]
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
+def test_shipped_sweeps_print_commands_whose_configurations_hold(file, monkeypatch, capsys):
+    """Every printed line is a command of antisd whose methods are those of their files: GRPO has no λ, whatever else is set."""
+    monkeypatch.chdir(ROOT)
+    assert main(["sweep", str(file), "--print=true"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) >= 3 and len({line[-1] for line in lines}) == len(lines)
+    for program, command, *rest in lines:
+        assert (program, command) == ("antisd", "train")
+        c = load([a for a in rest if not a.startswith("--")], [a.removeprefix("--") for a in rest if a.startswith("--")])
+        assert (c.method.lam_max == 0) == (c.method.name == "grpo")
+
+
+def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    small = dict(option.split("=", 1) for option in SMALL) | {"steps": 2, "checkpoint.every": 1}
+    matrix = {"method": ["grpo", "sd"], "seed": [0]}
+    file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], set=small, matrix=matrix)
+    output = f"--output={tmp_path / 'out'}"
+    assert (
+        main(
+            [
+                "train",
+                "configs/smoke.yaml",
+                "configs/methods/grpo.yaml",
+                *(f"--{k}={v}" for k, v in small.items()),
+                "--seed=0",
+                f"{output}/grpo-seed0",
+            ]
+        )
+        == 0
+    )
+    (tmp_path / "out" / "sd-seed0").mkdir(parents=True)
+    (tmp_path / "out" / "sd-seed0" / "config.yaml").write_text("steps: many")
+    (tmp_path / "out" / "sd-seed0" / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n")
+    assert main(["sweep", file, output]) == 2, "a run that fails ends the sweep"
+    (tmp_path / "out" / "sd-seed0" / "metrics.jsonl").unlink()
+    (tmp_path / "out" / "sd-seed0" / "config.yaml").unlink()
+    capfd.readouterr()
+    assert main(["sweep", file, output]) == 0
+    said = capfd.readouterr().out
+    assert "grpo-seed0 is there" in said and "step 2/2" in said and said.count("step 1/2") == 1
+    assert (tmp_path / "out" / "report.html").exists() and "sd,1," in (tmp_path / "out" / "table.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "sweep, message",
+    [
+        ({"matrixx": {}}, "unknown key 'matrixx' (did you mean 'matrix'?)"),
+        ({"matrix": {"seed": 3}}, "seed of the matrix wants a list of values"),
+        ({"matrix": {"sed": [3]}}, "unknown config key sed"),
+        ({"matrix": {"method": ["gropo"]}}, "configs/methods/gropo.yaml cannot be read"),
+    ],
+)
+def test_a_wrong_sweep_is_one_clear_line(tmp_path, monkeypatch, capsys, sweep, message):
+    monkeypatch.chdir(ROOT)
+    assert main(["sweep", write(tmp_path / "s.yaml", **sweep)]) == 2
+    assert message in capsys.readouterr().err
