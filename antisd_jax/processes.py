@@ -77,15 +77,12 @@ def join(config: ProcessConfig) -> None:
     from jax._src.distributed import global_state  # the coordinator's store of short texts has no public name
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update(
-        "jax_enable_recoverability", True
-    )  # its heartbeat, by the wall clock, would end all after a jump; ours names the host
     named = dict(coordinator_address=config.coordinator, num_processes=config.count, process_id=config.number)
     try:
         jax.distributed.initialize(
             **(named if config.coordinator != "auto" else {}),
             initialization_timeout=max(config.patience, 300),  # hosts start one after another
-            heartbeat_timeout_seconds=10**8,
+            heartbeat_timeout_seconds=10**8,  # jax's go by the wall clock, which may jump; ours do not, and name the host
             shutdown_timeout_seconds=config.patience,
         )
         _here.number, _here.count = jax.process_index(), jax.process_count()
