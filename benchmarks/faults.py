@@ -62,7 +62,7 @@ class Campaign:
     """One reference, and one run at a time that is torn until it comes to its end; then it is compared, and a new one begins."""
 
     def __init__(self, work: Path, seed: int):
-        self.work, self.chance, self.number, self.rows = work, random.Random(seed), 0, []
+        self.work, self.seed, self.chance, self.number, self.rows = work, seed, random.Random(seed), 0, []
         self.compared = collections.Counter()
         self.references = {}
         for count in (1, 2):
@@ -146,7 +146,7 @@ def kills(c: Campaign, number: int) -> None:
     told = ", ".join(f"{phase} {n}" for phase, n in sorted(where.items()))
     came = f"of process 0: {by_victims[0,]}, of 1: {by_victims[1,]}, of both: {by_victims[0, 1]}; moments: {told}; the other one ended, "
     came += f"naming process 0 {named[0,]} times of {asked[0,]}, process 1 {named[1,]} of {asked[1,]}"
-    c.row("`kill -9`", number, came, "kills")
+    c.row(f"`kill -9`, seed {c.seed}", number, came, "kills")
 
 
 def stops(c: Campaign, each: int = 4) -> None:

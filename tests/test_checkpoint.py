@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, or cannot be written; and which of them stay."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -14,10 +15,18 @@ from antisd_jax.errors import UserError
 from antisd_jax.train import train
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of four steps with checkpoints at two and four, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(small(folder, "steps=4", "eval.every=0"))
+    return folder
+
+
 @pytest.mark.parametrize("how", ["cut short", "gone", "one bit", "record", "record changed"])
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(tmp_path, capsys, how):
-    train(small(tmp_path, "steps=4", "eval.every=0"))
-    expected = metrics(tmp_path)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(whole, tmp_path, capsys, how):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    expected = metrics(whole)
     newest = tmp_path / "checkpoints" / "4"
     record = newest / "record" / "metadata"
     largest = max((p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

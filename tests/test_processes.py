@@ -140,21 +140,21 @@ def weights_of(folder, step: int):
 
 def test_one_two_and_four_processes_are_the_same_run_and_another_number_goes_on(tmp_path):
     """Four devices each time. A process of two is killed in the middle; then all four devices belong to one process, which goes on."""
-    folders = {n: tmp_path / str(n) for n in (1, 2, 4)}
+    folders, options = {n: tmp_path / str(n) for n in (1, 2, 4)}, ("steps=4", "checkpoint.every=1", "eval.every=4")
     for n in (1, 4):
-        done = ended(run_together(folders[n], n, 4 // n, "steps=6", "checkpoint.every=1"), 240)
+        done = ended(run_together(folders[n], n, 4 // n, *options), 240)
         assert [status for status, _ in done] == [0] * n, done[0][1][-3000:]
-    started = run_together(folders[2], 2, 2, "steps=6", "checkpoint.every=1")
+    started = run_together(folders[2], 2, 2, *options)
     while not (folders[2] / "checkpoints" / "1").exists() and started[0].poll() is None:
         time.sleep(0.02)
     started[1].kill()
     (status, said), _ = ended(started, 60)
     assert status == 1 and f"error: process 1 on {socket.gethostname()} has given no sign of life" in said, said[-3000:]
-    ((status, said),) = ended(run_together(folders[2], 1, 4, "steps=6", "checkpoint.every=1"), 240)
+    ((status, said),) = ended(run_together(folders[2], 1, 4, *options), 240)
     assert status == 0 and "resuming at step" in said, said[-3000:]
     for n in (2, 4):
         same_run(folders[1], folders[n], 1e-3)
-        for a, b in zip(*(jax.tree.leaves(weights_of(folders[m], 6)[0].weights) for m in (1, n))):
+        for a, b in zip(*(jax.tree.leaves(weights_of(folders[m], 4)[0].weights) for m in (1, n))):
             assert np.allclose(a, b, atol=1e-5)
 
 
