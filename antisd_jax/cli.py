@@ -19,6 +19,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd check --data=NAME,NAME,…               are data sets fit for their grader?
        antisd plan FILE.yaml … --topology=v5p:4x4x4    compile for hardware that is not here: does it fit?
        antisd bench rollout [FILE.yaml …] [--rounds=3] [--median=0]    the sampler's speed here, with random weights
+       antisd keys                                 every key of a configuration, as Markdown
        antisd convert RUN --to=DIR                 a run's weights as a Hugging Face folder
        antisd random-model --text=FILE.jsonl --output=DIR    a small random model folder, to try real text with
        antisd pretrain-tiny --output=DIR           make the embedded model and its problems again
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             "report": _report,
             "trace": _trace,
             "sweep": _sweep,
+            "keys": _keys,
             "replay": _replay,
         }
         commands |= {"random-model": _random_model, "pretrain-tiny": _pretrain_tiny}
@@ -209,6 +211,13 @@ def _trace(args: list[str]) -> None:
     if len(runs) != 1:
         raise UserError(f"antisd trace takes one run folder, got {len(runs)}")
     trace(runs[0], config.parse(TraceConfig, [], _options([a for a in args if a.startswith("-")])))
+
+
+def _keys(args: list[str]) -> None:
+    from antisd_jax.keys import markdown
+
+    _options(args)
+    print(markdown(), end="")
 
 
 def _sweep(args: list[str]) -> int:

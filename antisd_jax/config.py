@@ -51,7 +51,7 @@ class ModelConfig:
     dtype: of activations; weights are kept in float32."""
 
     path: str = "tiny"
-    revision: str = "main"
+    revision: str = "main"  # branch, tag or commit on the hub
     dtype: str = "float32"
 
 
@@ -59,17 +59,17 @@ class ModelConfig:
 class Lengths:
     """Budgets in tokens: the student's prompt, the teacher's privileged prompt, the response."""
 
-    prompt: int = 24
-    context: int = 128
-    response: int = 96
+    prompt: int = 24  # tokens of the student's prompt at most; problems with longer ones are skipped
+    context: int = 128  # tokens of the teacher's privileged prompt at most
+    response: int = 96  # tokens of a response at most
 
 
 @dataclass(frozen=True)
 class Method:
     """The credit of a token: group advantage plus λ · term, with λ = g · lam_max."""
 
-    name: str = "antisd"
-    lam_max: float = 0.5
+    name: str = "antisd"  # said in the plan and in reports
+    lam_max: float = 0.5  # strength λ of the term while the gate is open; 0 is GRPO; the paper's 0.5
     normalise: bool = True  # divide the group advantage by the group's deviation; False is Dr.GRPO's
     term: Term = field(default_factory=Term)
     gate: Gate = field(default_factory=Gate)
@@ -96,11 +96,11 @@ class InitConfig:
 
 @dataclass(frozen=True)
 class Config:
-    output: str = "runs/antisd"
-    seed: int = 0
-    steps: int = 200
-    problems: int = 32  # a step
-    samples: int = 8  # rollouts a problem
+    output: str = "runs/antisd"  # the run folder
+    seed: int = 0  # of sampling, the order of problems, and the choice of siblings
+    steps: int = 200  # of training in all; the paper's 200
+    problems: int = 32  # of a step; the paper's 32
+    samples: int = 8  # rollouts of each problem; the paper's 8
     log_rollouts: int = 64  # written to rollouts.jsonl at a step; 0 none, -1 all
     dump_every: int = 0  # steps between dumps of all rollouts and scores, for `antisd replay`; 0 none
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -25,13 +25,13 @@ from antisd_jax.types import Batch, Scores, TrainState
 class OptimConfig:
     """AdamW, its constant learning rate, and the shape of an update."""
 
-    lr: float = 1e-6
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    lr: float = 1e-6  # AdamW's learning rate, constant; the paper's 1e-6
+    beta1: float = 0.9  # AdamW's, of the first moment
+    beta2: float = 0.999  # AdamW's, of the second moment
+    weight_decay: float = 0.01  # AdamW's
+    max_grad_norm: float = 1.0  # the gradient is scaled down to this norm
+    clip_low: float = 0.2  # the ratio of probabilities counts from 1 − this; the paper's 0.2
+    clip_high: float = 0.2  # … up to 1 + this; the paper's 0.2
     aggregation: str = "token_mean"  # of the loss: token_mean, sequence_mean, constant
     mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss
     importance_cap: float = 0.0  # of the truncated importance weight between sampler and trainer (2 is usual); 0: no such weight

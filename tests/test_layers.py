@@ -54,6 +54,7 @@ BELOW = {
         *("errors", "files", "arrays", "checkpoint", "config", "evaluate", "log", "model", "problems", "report", "results", "rewards"),
         *("score", "steps"),
     },
+    "keys": {"config"},
     "sweep": {"errors", "config", "files", "report"},
     "dump": {"errors", "objective", "types"},
     "replay": {"errors", "arrays", "config", "dump", "files", "log", "objective", "results", "steps", "text"},

@@ -42,10 +42,10 @@ class MeshConfig:
     (and rows: every device works on its own rows outside the experts). topology: the hardware that `antisd plan` compiles for.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    expert: int = 1
+    data: int = -1  # devices among which rows alone are split; -1 takes what the others leave
+    fsdp: int = 1  # devices that split rows, and weights and moments by width
+    tensor: int = 1  # devices that split heads, feed-forward and vocabulary
+    expert: int = 1  # devices that split the experts of a mixture, and rows
     topology: str = ""
 
     def __post_init__(self):

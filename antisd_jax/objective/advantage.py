@@ -21,9 +21,9 @@ class Term:
     signal: "teacher" is u = t − s; "student" puts s itself in the place of u, "length" the response's length, normalised in its group as
     rewards are. composition: "additive" has weight 1, "multiplicative" has weight A_seq.
 
-    What the released code does besides, each 0 or off by default: outlier: |u| above so many deviations of u over the gate's warm-up counts
+    outlier: |u| above so many deviations of u over the gate's warm-up counts
     as 0. clamp: |u| at most. standardise: sign · shape(u) has mean 0 and deviation 1 over each response. bound: |term| at most, after that.
-    longest: a response of so many tokens or more has no term. words: only tokens whose first word is one of these.
+    longest: a response of so many tokens or more has no term; these five are the released code's, each off by default. words: only tokens whose first word is one of these.
     """
 
     sign: int = -1

@@ -18,16 +18,16 @@ class GateCannotArm(UserError):
 class Gate:
     """statistic "none" is a gate that is open from the first step. down and up are fractions of the warm-up median.
 
-    floor: the least warm-up level of an entropy statistic, in nats, at which the gate still arms. high, back: fractions, too: it also
+    floor: the least warm-up level of an entropy statistic, in nats, at which the gate still arms. high, back: fractions of H_warm, too: it also
     closes above `high`, and opens again at `back` or below; high = 0 has no such band. least: τ_down is at least this. lagged: the
     statistic of the step before decides. adaptive: of each response, instead of one λ for all,
     λ_i = clip(adaptive · log(clip(ppl_i / τ_down, 0.5, 3)), 0, λ_max), and 0 where its teacher's perplexity ppl_i is above 3.
     """
 
-    statistic: str = "token_mean"
-    warmup: int = 5
-    down: float = 0.93
-    up: float = 1.0
+    statistic: str = "token_mean"  # token_mean, token_median (nats), teacher_perplexity, student_perplexity, or none
+    warmup: int = 5  # steps with λ = 0 whose median is the level H_warm; the paper's 5
+    down: float = 0.93  # an open gate closes below this share of H_warm; the paper's 0.93
+    up: float = 1.0  # a closed one opens from this share of H_warm on; the paper's 1.00
     floor: float = 1e-3
     high: float = 0.0
     back: float = 0.0

@@ -30,10 +30,10 @@ class RewardConfig:
     run without all of them.
     """
 
-    kind: str = "countdown"
-    workers: int = 2
-    timeout_s: float = 10.0
-    memory_mb: int = 4096
+    kind: str = "countdown"  # of grader: countdown, math, code
+    workers: int = 2  # grader processes of each host
+    timeout_s: float = 10.0  # seconds for one answer
+    memory_mb: int = 4096  # MiB of a grader or of a program under test
     isolation: tuple[str, ...] = LAYERS
     isolation_required: bool = False
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 class Sampling:
     """temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off."""
 
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    temperature: float = 1.0  # in sampling and in every log-prob; 0 is greedy (evaluation alone); the paper's 1.0, to evaluate 0.7
+    top_p: float = 1.0  # the likeliest tokens that make up this share; 1 is off; the paper evaluates at 0.95
+    top_k: int = 0  # so many of the likeliest tokens; 0 is off
+    min_p: float = 0.0  # tokens with at least this share of the likeliest one's probability; 0 is off
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing
 class PromptConfig:
     """Wording of both prompts, thinking mode, and what the teacher may be shown."""
 
-    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
-    attempt: str = "Your previous attempt:"
-    assessment: str = "Previous assessment:"
-    request: str = "Solve the problem again, step by step."
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."  # after the problem, in both prompts
+    attempt: str = "Your previous attempt:"  # before the shown solution
+    assessment: str = "Previous assessment:"  # before the sentence about the rollout
+    request: str = "Solve the problem again, step by step."  # after them, before the instruction
     thinking: bool = False  # enable_thinking of the chat template, for student and teacher alike
     sources: tuple[str, ...] = SOURCES  # tried in this order; "sibling" is a correct rollout of the same group. Controls: other, none
     shuffled: bool = False  # a control: the shown solution's sentences in another order
