@@ -1,5 +1,6 @@
 """docs/keys.md, and what it is made of."""
 
+import re
 from dataclasses import dataclass
 
 from conftest import ROOT
@@ -37,3 +38,13 @@ def test_meanings_come_from_docstring_and_comment():
     both = "which of the two: both are sides"
     wanted = {"size": "how large, in m", "left": both, "right": both, "free": "text; with more", "other": "said behind it: not above"}
     assert meanings(Example) == wanted
+
+
+def test_the_guide_names_keys_that_exist():
+    """What stands in code marks and looks like one of our keys, in the first column of a table or among what to do."""
+    known, text = flatten(Config()), (ROOT / "docs" / "guide.md").read_text()
+    tables, symptoms = text.split("## Symptom")
+    cells = [line.split("|")[1] for line in tables.splitlines() if line.startswith("|")]
+    cells += [line.split("|")[3] for line in symptoms.splitlines() if line.startswith("|")]
+    found = [key for cell in cells for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)(?:=[^`]*)?`", cell)]
+    assert not [key for key in found if key not in known] and len(found) > 40
