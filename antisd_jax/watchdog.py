@@ -54,3 +54,13 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
             f"only {shown:.0%} of the contexts show a worked solution: elsewhere the term rests on the answer or the feedback alone"
         )
     return out
+
+
+def story(history: list[dict], w: WatchdogConfig) -> list[tuple[int, str, str]]:
+    """(step, mode, sentence) each time that a mode sets in, over a whole run."""
+    out, before = [], {}
+    for n, row in enumerate(history, 1):
+        now = watch(history[:n], w)
+        out += [(row["step"], mode, sentence) for mode, sentence in now.items() if mode not in before]
+        before = now
+    return out

@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from html import escape
 
 import jax
 import numpy as np
@@ -203,10 +205,11 @@ def test_a_folder_where_nothing_has_run_yet_may_change_its_mind(tmp_path):
     assert len(metrics(tmp_path)) == 1
 
 
-def test_what_a_run_leaves_behind(tmp_path):
+def test_what_a_run_leaves_behind(tmp_path, capsys):
     from antisd_jax.report.page import write_report
 
-    train(small(tmp_path, "steps=2"))
+    train(small(tmp_path, "steps=2", "watchdog.capped=0.05"))
+    warned = re.findall(r"warning: step (\d+): (.*) \[(\w+)\]", capsys.readouterr().err)
     rows = read_jsonl(tmp_path / "rollouts.jsonl")
     assert len(rows) == 2 * 32
     assert set(rows[0]) >= {"prompt", "response", "extracted", "outcome", "finish_reason", "response_tokens", "context_source", "u_mean"}
@@ -219,6 +222,7 @@ def test_what_a_run_leaves_behind(tmp_path):
         assert name in names
     assert list((tmp_path / "tensorboard").glob("events*"))
     page = write_report(tmp_path).read_text()
+    assert warned and all(f"step {step}" in page and escape(sentence) in page and mode in page for step, sentence, mode in warned)
     assert page.count("<svg") == 6 and "Accuracy on held-out problems" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
     assert "<script" not in page and "<link" not in page and "src=" not in page

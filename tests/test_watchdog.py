@@ -1,4 +1,4 @@
-from antisd_jax.watchdog import WatchdogConfig, watch
+from antisd_jax.watchdog import WatchdogConfig, story, watch
 
 CALM = {
     "response_length/clip_ratio": 0.1,
@@ -35,3 +35,10 @@ def test_each_failure_mode_is_named_with_its_number():
 def test_grpo_without_a_teacher_can_be_watched():
     plain = {k: v for k, v in CALM.items() if not k.startswith("antisd")}
     assert watch([plain] * 20, WatchdogConfig()) == {}
+
+
+def test_a_runs_story_tells_when_each_mode_set_in():
+    caps = [0.1, 0.6, 0.7, 0.2, 0.9]
+    rows = [CALM | {"step": 10 + n, "response_length/clip_ratio": cap} for n, cap in enumerate(caps)]
+    told = story(rows, WatchdogConfig(window=50))
+    assert [(step, mode) for step, mode, _ in told] == [(11, "capped"), (14, "capped")] and "60%" in told[0][2]

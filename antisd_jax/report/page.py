@@ -3,9 +3,12 @@
 from html import escape
 from pathlib import Path
 
+import yaml
+
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.report.figures import benchmarks, panels
+from antisd_jax.watchdog import WatchdogConfig, story
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --card: #f6f7f9; --text: #1d2129; --faint: #6a7079; --good: #2f8a5b; --bad: #c4502d; }
@@ -34,6 +37,7 @@ def write_report(run: str | Path) -> Path:
 <title>{escape(folder.name)} · antisd</title><style>{STYLE}</style></head><body>
 <h1>{escape(folder.name)}</h1><div class="faint">step {rows[-1]["step"]}</div>
 <h2>Result</h2><div class="grid numbers">{headline(rows)}</div>
+<h2>Warnings</h2><div class="card">{warnings(rows, settings)}</div>
 <h2>Curves</h2><div class="faint">raw faint, mean of 5 steps bold</div><div class="grid">{cards}</div>
 <h2>Rollouts</h2><div class="grid">{rollout_cards(read_jsonl(folder / "rollouts.jsonl"))}</div>
 <h2>Time of a step</h2><div class="card">{time_table(rows)}</div>
@@ -63,6 +67,16 @@ def headline(rows: list[dict]) -> str:
             _number(f"best, at step {best['step']}", f"{best['eval/average']:.3f}", "chosen by this very number"),
         ]
     )
+
+
+def warnings(rows: list[dict], settings: str) -> str:
+    """When which failure mode set in, and the number that gave it away."""
+    steps = [row for row in rows if "actor/entropy" in row]
+    levels = yaml.safe_load(settings).get("watchdog", {})
+    told = story(steps, WatchdogConfig(**levels | {"stop": tuple(levels.get("stop", ()))}))
+    if not told:
+        return '<span class="faint">none of the known failure modes</span>'
+    return "".join(f'<div>step {step} · <span class="bad">{mode}</span> · {escape(sentence)}</div>' for step, mode, sentence in told)
 
 
 def _number(title: str, number: str, note: str) -> str:
