@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # tests compile much and compute little: XLA_FLAGS= as users do
+# Tests compile much and compute little; and on a busy machine eight virtual devices may meet late. XLA_FLAGS= runs them as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test process compiled, the others and their children need not
     COMPILED = tempfile.TemporaryDirectory(prefix="antisd-compiled-")
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
