@@ -22,6 +22,7 @@ SETTINGS = [
 SETTINGS += ["eval.limit=16", "eval.every=2", "log_rollouts=-1", "method.gate.warmup=2", "checkpoint.every=1"]
 PATIENCE = 6
 ENDS = 60  # seconds within which a torn run must be gone
+MEETING = 330  # the same, where it waits for another process to begin
 
 
 class Torn:
