@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test process compiled, the others and their children need not
     COMPILED = tempfile.TemporaryDirectory(prefix="antisd-compiled-")
-    os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": COMPILED.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 import jax
 import pytest
@@ -45,6 +45,11 @@ def weights(model):
 @pytest.fixture(scope="session")
 def mesh1():
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: "test_processes" not in item.nodeid)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -66,7 +66,7 @@ def test_killed_anywhere_and_run_again_equals_an_undisturbed_run(tmp_path):
     expected = metrics(whole)
     assert [row["step"] for row in expected] == list(range(6))
     chance = random.Random(5)
-    for reach in (1, 3, 4):  # kill a random moment after the log first reaches this step
+    for reach in (1, 4):  # kill a random moment after the log first reaches this step
         process = subprocess.Popen(command(torn, "steps=5"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while process.poll() is None and not any(r["step"] >= reach for r in read_jsonl(torn / "metrics.jsonl")):
             time.sleep(0.02)
