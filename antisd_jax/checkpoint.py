@@ -229,7 +229,6 @@ def _hash(record: dict) -> str:
 
 
 def _sums(state) -> dict[str, int]:
-    """By name and type of the array (read as another type it has no sum); the same on every mesh. One is waited for before the next is asked
-    for: many independent programs with collectives in flight have deadlocked a CPU's virtual devices."""
+    """By name and type of the array (read as another type it has no sum); the same on every mesh. One after another: see sharding.one_by_one."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {f"{jax.tree_util.keystr(path, simple=True, separator='/')} {x.dtype}": int(jax.device_get(word_sum(x))) for path, x in leaves}

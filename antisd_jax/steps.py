@@ -19,7 +19,7 @@ from antisd_jax.learner import Seen, UpdateStats, accumulate, no_gradient, optim
 from antisd_jax.model.hf import locate
 from antisd_jax.model.parameters import ModelConfig, declare
 from antisd_jax.model.settings import load_config, stop_tokens
-from antisd_jax.model.sharding import everywhere, keep_programs, make_mesh, place_rows, rows_per_step
+from antisd_jax.model.sharding import everywhere, keep_programs, make_mesh, one_by_one, place_rows, rows_per_step
 from antisd_jax.objective.advantage import Term, group_advantage, term_signal
 from antisd_jax.objective.loss import row_weights
 from antisd_jax.processes import gathered, mine, safe_point
@@ -220,7 +220,7 @@ def score_all(policy: Policy, weights, prompts: list, rollouts: Rollouts, budget
         safe_point()
         rows = place_rows(policy.mesh, pack(micro, prompts, rollouts))
         responses = min(policy.responses, micro.length)
-        told.append((micro, score(weights, rows, temperature, c=policy.model, responses=responses, dtype=policy.dtype)))
+        told.append((micro, one_by_one(score(weights, rows, temperature, c=policy.model, responses=responses, dtype=policy.dtype))))
     return collected(policy, len(prompts), told)
 
 

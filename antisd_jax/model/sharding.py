@@ -168,3 +168,9 @@ def place_rows(mesh: Mesh, tree):
 def everywhere(tree):
     """Arrays whole on every device, so that every process can read them."""
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), tree)
+
+
+def one_by_one(tree):
+    """The same arrays, on a CPU after they are there: independent programs with collectives that are in flight together have deadlocked its
+    virtual devices, whose threads are few. Elsewhere devices keep the order in which programs were started."""
+    return jax.block_until_ready(tree) if jax.default_backend() == "cpu" else tree
