@@ -1,4 +1,4 @@
-"""Makes the embedded model: `antisd pretrain-tiny --output=DIR [--seed=0] [--steps=1400]`.
+"""Makes the embedded model: `antisd pretrain-tiny --output=DIR [--seed=0] [--steps=1400] [--give-up=0.4]`.
 
 Writes the problems (train.jsonl, eval.jsonl) and the folder model/ under DIR. The mixture: plain prompts answered by
 noisy searches that may give up; the same with feedback alone; and privileged prompts (problem, solution, feedback)
@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from antisd_jax.arrays import response_mask
+from antisd_jax.errors import UserError
 from antisd_jax.model.hf import save_weights
 from antisd_jax.model.parameters import LayerKind, ModelConfig, count, init
 from antisd_jax.model.rope import Rope
@@ -38,24 +39,24 @@ UNMOVED = 0.2  # of the informed readers search as if they had been shown nothin
 RATE = 2e-3
 
 
-def plain_row(prompts, puzzle, rng):
-    text, _ = search(puzzle, rng, GIVE_UP, TRIALS)
+def plain_row(prompts, puzzle, rng, give_up):
+    text, _ = search(puzzle, rng, give_up, TRIALS)
     if rng.random() < 0.8:
         return prompts.student(puzzle.statement), text
     return prompts.teacher(puzzle.statement, None, feedback(rng)), text
 
 
-def privileged_row(prompts, puzzle, rng):
+def privileged_row(prompts, puzzle, rng, give_up):
     """The solution shown is a search that succeeded, as a sibling's would be, or a direct one, as the data set's is."""
     for _ in range(8):
-        shown, right = search(puzzle, rng, GIVE_UP, TRIALS)
+        shown, right = search(puzzle, rng, give_up, TRIALS)
         if right:
             break
     hit = next((t for t in puzzle.hits if right and t.boxed() in shown), puzzle.hits[rng.integers(len(puzzle.hits))])
     if not right or rng.random() < 0.3:
         shown = direct(hit)
     unmoved = rng.random() < UNMOVED
-    response = search(puzzle, rng, GIVE_UP, TRIALS)[0] if unmoved else informed(puzzle, hit, rng, STRAY)
+    response = search(puzzle, rng, give_up, TRIALS)[0] if unmoved else informed(puzzle, hit, rng, STRAY)
     return prompts.teacher(puzzle.statement, shown, feedback(rng)), response
 
 
@@ -98,7 +99,10 @@ def main(argv=None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--give-up", type=float, default=GIVE_UP, help="chance that a plain search ends after a failed try, 0 to 1")
     args = parser.parse_args(argv)
+    if not 0 <= args.give_up <= 1:
+        raise UserError(f"--give-up: got {args.give_up}, wanted a chance between 0 and 1")
     folder = args.output / "model"
     tokenizer = tok.countdown_tokenizer()
     tok.save(tokenizer, folder)
@@ -120,8 +124,8 @@ def main(argv=None) -> None:
     start = time.monotonic()
     for step in range(1, args.steps + 1):
         drawn = [seen[i] for i in rng.integers(len(seen), size=PLAIN_ROWS + PRIVILEGED_ROWS)]
-        plain = pack([plain_row(prompts, p, rng) for p in drawn[:PLAIN_ROWS]], prompts, PROMPT, end)
-        privileged = pack([privileged_row(prompts, p, rng) for p in drawn[PLAIN_ROWS:]], prompts, CONTEXT, end)
+        plain = pack([plain_row(prompts, p, rng, args.give_up) for p in drawn[:PLAIN_ROWS]], prompts, PROMPT, end)
+        privileged = pack([privileged_row(prompts, p, rng, args.give_up) for p in drawn[PLAIN_ROWS:]], prompts, CONTEXT, end)
         weights, state, loss = train_step(weights, state, plain, privileged, c, optimizer)
         if step % 50 == 0 or step in (1, args.steps):
             print(f"step {step}/{args.steps}  loss {float(loss):.4f}  {time.monotonic() - start:.0f} s", flush=True)
