@@ -12,10 +12,8 @@ from antisd_jax.rewards.grade import Grade
 from antisd_jax.text.rows import Problem
 
 SOURCES = ("sibling", "solution", "answer", "feedback")
-CONTROLS = (
-    "other",
-    "none",
-)  # what a signal should not come from: another problem's solution; the frame of the prompt without anything in it
+# What a signal should not come from: another problem's solution; the frame of the prompt without anything in it.
+CONTROLS = ("other", "none")
 LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing
 
 
