@@ -23,6 +23,7 @@ from torn import ENDS, MEETING, PATIENCE, STEPS, Torn, contents
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 PHASES = ("gen", "reward", "teacher", "update_actor", "testing", "save_checkpoint")
+WRITING = "a checkpoint being written"
 CLOCK = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -67,14 +68,15 @@ class Campaign:
         self.references = {}
         for count in (1, 2):
             start = Torn(work / f"reference-{count}", work, count)
-            while "save_checkpoint" not in start.phase(0) and start.running():
-                time.sleep(0.01)
+            start.until(lambda: start.phase(0) != "starting")
             begun = time.monotonic()
+            start.until(lambda: start.phase(0) == "save_checkpoint")
+            first = time.monotonic()
             if start.ended(300) != [0] * count:
                 raise SystemExit(f"the undisturbed run failed:\n{start.said(0)[-3000:]}")
-            self.seconds = time.monotonic() - begun
+            self.seconds, self.whole = time.monotonic() - first, time.monotonic() - begun
             self.references[count] = contents(start.folder)
-        print(f"undisturbed runs are there; from the first checkpoint to the end {self.seconds:.1f} s", flush=True)
+        print(f"undisturbed runs are there; {self.whole:.1f} s, from the first checkpoint to the end {self.seconds:.1f} s", flush=True)
 
     def folder(self) -> Path:
         return self.work / f"run-{self.number}"
@@ -102,6 +104,11 @@ class Campaign:
         print(self.rows[-1], flush=True)
 
 
+def written(folder: Path) -> bool:
+    """A checkpoint is half there."""
+    return any(folder.glob("checkpoints/*tmp*"))
+
+
 def kills(c: Campaign, number: int) -> None:
     """kill -9 of one or both at a random moment; half of the time aimed at a phase, so that short ones are met, too."""
     where, by_victims, named, asked = collections.Counter(), collections.Counter(), collections.Counter(), collections.Counter()
@@ -109,14 +116,17 @@ def kills(c: Campaign, number: int) -> None:
     while done < number:
         start = Torn(c.folder(), c.work)
         victims = c.chance.choice([(0,), (1,), (0, 1)])
-        wanted = c.chance.choice([None, *PHASES]) if c.chance.random() < 0.6 else "any"
+        wanted = c.chance.choice([None, WRITING, *PHASES]) if c.chance.random() < 0.6 else "any"
         if wanted == "any":
             start.until(lambda: start.phase(0) != "starting")
-            start.until(lambda: False, c.chance.uniform(0, c.seconds))
+            start.until(lambda: False, c.chance.uniform(0, c.whole))
         elif wanted:
             start.until(lambda: start.phase(0) != "starting")
-            start.until(lambda: False, c.chance.uniform(0, c.seconds / 2))
-            start.until(lambda: start.phase(victims[0]) == wanted, 10)
+            start.until(lambda: False, c.chance.uniform(0, c.whole * 0.8))
+            if wanted == WRITING:
+                start.until(lambda: written(c.folder()), 20)
+            else:
+                start.until(lambda: start.phase(victims[0]) == wanted, 20)
             time.sleep(c.chance.uniform(0, 0.05))
         else:
             time.sleep(c.chance.uniform(0, 6))
@@ -126,14 +136,14 @@ def kills(c: Campaign, number: int) -> None:
             c.over("kills")
             continue
         phase = start.phase(victims[0])
-        if any(c.folder().glob("checkpoints/*tmp*")):
-            phase += ", a checkpoint being written"
+        if written(c.folder()):
+            phase += f", {WRITING}"
         for n in victims:
             start.processes[n].kill()
         statuses = start.ended(MEETING if "starting" in phase else ENDS)
         done += 1
         where[phase.split(",")[0]] += 1
-        where["a checkpoint being written"] += "," in phase
+        where[WRITING] += "," in phase
         by_victims[victims] += 1
         if len(victims) == 1:
             other = 1 - victims[0]
