@@ -2,10 +2,12 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from antisd_jax import config
 from antisd_jax.arrays import named_key
+from antisd_jax.errors import UserError
 from antisd_jax.model import hf
 from antisd_jax.model.parameters import count
 from antisd_jax.model.settings import load_config
@@ -18,7 +20,7 @@ from antisd_jax.text.prompt import Prompts, load_tokenizer
 from antisd_jax.tiny import HERE
 from antisd_jax.tiny import tokenizer as tok
 from antisd_jax.tiny.countdown import Trial, direct, informed, puzzles, search
-from antisd_jax.tiny.pretrain import CONTEXT, PROMPT, RESPONSE, TRIALS, main
+from antisd_jax.tiny.pretrain import CONTEXT, PROMPT, RESPONSE, TRIALS, main, plain_row
 
 ALL = puzzles(0)
 
@@ -107,3 +109,12 @@ def test_the_embedded_teacher_suppresses_deliberation_and_boosts_the_shortcut(me
     assert failed.sum() > 100
     assert u[failed & (tokens == wait)].mean() < -0.1
     assert u[failed & (tokens == so)].mean() > 0.1
+
+
+def test_a_policy_that_always_gives_up_is_shown_one_try(tmp_path):
+    prompts = Prompts(load_tokenizer(HERE / "model"), tok.WORDING)
+    rng = np.random.default_rng(0)
+    tries = {chance: [plain_row(prompts, p, rng, chance)[1].count("=") // 2 for p in ALL[:200]] for chance in (1.0, 0.0)}
+    assert max(tries[1.0]) == 1 and max(tries[0.0]) == TRIALS
+    with pytest.raises(UserError, match="--give-up: got 1.5"):
+        main([f"--output={tmp_path}", "--give-up=1.5"])
