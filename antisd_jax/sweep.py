@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from antisd_jax.config import load, read_yaml
+from antisd_jax.config import Config, build, differences, load, read_yaml
 from antisd_jax.errors import UserError, nearest
 from antisd_jax.files import read_jsonl
 from antisd_jax.report.compare import write_comparison
@@ -43,8 +43,12 @@ class Job:
         return ["train", *self.files, *(f"--{o}" for o in self.options), f"--output={self.folder}"]
 
     def finished(self) -> bool:
-        rows = read_jsonl(self.folder / "metrics.jsonl")
-        return bool(rows) and rows[-1]["step"] >= load(list(self.files), list(self.options)).steps
+        """Its last step is logged and kept, under this very configuration: anything else is for `antisd train` to go on with, or to refuse."""
+        rows, path = read_jsonl(self.folder / "metrics.jsonl"), self.folder / "config.yaml"
+        wanted = load(list(self.files), list(self.options))
+        if not rows or rows[-1]["step"] < wanted.steps or not (self.folder / "checkpoints" / str(rows[-1]["step"])).is_dir():
+            return False
+        return not differences(build(Config, read_yaml(path)), wanted)
 
 
 def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
@@ -62,6 +66,8 @@ def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
         )
         if wrong:
             raise UserError(f"{file}: {wrong[0]} of the matrix wants a list of values")
+    if fixed := [k for k in given if any(k in matrix for matrix in matrices)]:
+        raise UserError(f"--{fixed[0]}: the matrix of {file} varies it; runs are named by what the matrix says")
     told = {k for k in (k for m in matrices for k in m) if len({str(v) for m in matrices for v in m.get(k, [])}) > 1} | {"method", "seed"}
     out: dict[Path, Job] = {}
     for matrix in matrices:

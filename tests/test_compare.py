@@ -125,3 +125,16 @@ def test_a_rolling_mean_by_hand_and_what_is_no_run(tmp_path, capsys):
     assert main(["report", str(tmp_path / "empty"), str(tmp_path / "empty"), f"--output={tmp_path / 'out'}"]) == 2
     assert "has no metrics.jsonl with complete rows" in capsys.readouterr().err
     assert main(["report", "a", "b"]) == 2 and "several and --output=DIR" in capsys.readouterr().err
+
+
+def test_the_same_seed_again_and_a_continuation_are_no_other_seeds(tmp_path):
+    first = recorded(tmp_path / "a", "grpo", 0, RIGHT[0]["grpo"])
+    copy = recorded(tmp_path / "b", "grpo", 0, RIGHT[0]["grpo"])
+    more = [recorded(tmp_path / f"more-seed{s}", "grpo", s, RIGHT[s]["grpo"]) for s in (0, 1)]
+    for s, run in enumerate(more):
+        config = yaml.safe_load((Path(run) / "config.yaml").read_text())
+        config["init"]["run"] = f"runs/grpo-seed{s}"
+        (Path(run) / "config.yaml").write_text(yaml.safe_dump(config))
+    groups = grouped([read_run(Path(r)) for r in (first, copy, *more)])
+    assert [[r.name for r in g.runs] for g in groups] == [["a"], ["b"], ["more-seed0", "more-seed1"]]
+    assert len({g.name for g in groups}) == 3

@@ -9,7 +9,8 @@ from conftest import ROOT
 from test_train import SMALL
 
 from antisd_jax.cli import main
-from antisd_jax.config import load
+from antisd_jax.config import dump, load
+from antisd_jax.errors import UserError
 from antisd_jax.sweep import jobs
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -46,6 +47,10 @@ def test_shipped_sweeps_print_commands_whose_configurations_hold(file, monkeypat
         assert (program, command) == ("antisd", "train")
         c = load([a for a in rest if not a.startswith("--")], [a.removeprefix("--") for a in rest if a.startswith("--")])
         assert (c.method.lam_max == 0) == (c.method.name == "grpo")
+        if (
+            "qwen3" in c.model.path.lower() and not c.init.run
+        ):  # method.md, section 4: the paper's settings, of all that is called the paper's
+            assert (c.steps, c.problems, c.samples, c.optim.lr) == (200, 32, 8, 1e-6) and (c.eval.every, c.eval.limit) == (10, 0)
 
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, monkeypatch, capfd):
@@ -78,6 +83,28 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, m
     said = capfd.readouterr().out
     assert "grpo-seed0 is there" in said and "step 2/2" in said and said.count("step 1/2") == 1
     assert (tmp_path / "out" / "report.html").exists() and "sd,1," in (tmp_path / "out" / "table.csv").read_text()
+
+
+def test_a_run_is_passed_over_only_when_it_is_kept_and_of_this_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], set={"steps": 2}, matrix={"method": ["grpo"], "seed": [0]})
+    (job,) = jobs(file, [f"output={tmp_path / 'out'}"])[1]
+    assert not job.finished()
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(dump(load(list(job.files), list(job.options))))
+    (job.folder / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    assert not job.finished(), "logged, but killed before its checkpoint was written"
+    (job.folder / "checkpoints" / "2").mkdir(parents=True)
+    assert job.finished()
+    assert not jobs(file, [f"output={tmp_path / 'out'}", "optim.lr=3e-4"])[1][0].finished(), "train refuses it, with the keys that differ"
+    assert jobs(file, [f"output={tmp_path / 'out'}", "optim.micro_tokens=512"])[1][0].finished(), "rounding alone"
+
+
+def test_a_key_that_names_runs_is_not_overridden(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], matrix={"method": ["grpo"], "seed": [0, 1]})
+    with pytest.raises(UserError, match="--seed: the matrix of .* varies it"):
+        jobs(file, ["seed=7"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Several runs side by side, without drawing: which belong together, curves with intervals over seeds and problems, tables."""
 
 import json
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,7 +122,10 @@ def grouped(runs: list[Run]) -> list[Group]:
     """Groups in the order of their first runs, named by what tells them apart."""
     together: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps({k: v for k, v in run.config.items() if not k.startswith(IGNORED)}, sort_keys=True)
+        parent = re.sub(r"seed-?\d+", "seed", str(run.config.get("init.run", "")))  # continuations of one method's seeds belong together
+        key = json.dumps([parent, {k: v for k, v in run.config.items() if not k.startswith(IGNORED)}], sort_keys=True)
+        while any(r.config.get("seed") == run.config.get("seed") for r in together.get(key, [])):
+            key += "again"  # the same seed once more is no other seed: it stands alone
         together.setdefault(key, []).append(run)
     firsts = [members[0].config for members in together.values()]
     groups = [Group(_name(members, firsts), members) for members in together.values()]
@@ -128,6 +133,10 @@ def grouped(runs: list[Run]) -> list[Group]:
     for g in groups:  # names that do not tell them apart give way to those of folders
         if names.count(g.name) > 1:
             g.name = g.runs[0].name
+    taken: Counter[str] = Counter()
+    for g in groups:
+        taken[g.name] += 1
+        g.name += f" ({taken[g.name]})" if taken[g.name] > 1 else ""
     return groups
 
 
