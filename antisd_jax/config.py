@@ -41,7 +41,10 @@ FREE = (
     "mesh.",
     "processes.",
     "rollout.compile_first",
+    "rollout.slots",
     "optim.offload",
+    "optim.micro_tokens",
+    "optim.remat",
 )
 
 
@@ -263,6 +266,11 @@ def _check(c: Config) -> None:
         c.optim.importance_cap,
         "above 0 (2 is usual) with rollout.ahead: the rollouts are of the policy before",
     )
+    gate = c.method.gate
+    if gate.high:
+        _need(0 < gate.back <= gate.high, "method.gate.back", gate.back, f"above 0 and at most method.gate.high = {gate.high}")
+    adaptive = gate.adaptive and gate.statistic != "teacher_perplexity"
+    _need(not adaptive, "method.gate.statistic", gate.statistic, "teacher_perplexity with method.gate.adaptive")
     _need(
         (c.problems * c.samples) % c.optim.minibatches == 0,
         "optim.minibatches",

@@ -14,6 +14,8 @@ t and teacher_entropy are absent where there was no teacher.
 import io
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,5 +109,5 @@ def read_dump(path: Path) -> Dump:
         teacher = Scores(padded("t"), padded("teacher_entropy")) if "t" in x else None
         gate = GateState(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["gate"].items()})
         return Dump(rollouts, Scores(padded("s"), padded("student_entropy")), teacher, x["rewards"], x["acts"].reshape(n), gate, about)
-    except (OSError, ValueError, KeyError, EOFError) as e:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{path} is no dump of a step that can be read: {type(e).__name__}: {e}") from None

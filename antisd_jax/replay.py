@@ -41,7 +41,8 @@ def credit(dump: Dump, config, lam: float, words: tuple[int, ...] = ()) -> tuple
     if method.needs_teacher and dump.teacher is None:
         raise UserError(f"method {method.name} needs a teacher's scores, and step {dump.about['step']} was dumped without")
     gate = method.active_gate
-    if gate.adaptive and dump.about["statistic"] != gate.statistic or method.term.outlier and not dump.gate.moments[0]:
+    gauged = not gate.adaptive or dump.about["statistic"] == gate.statistic and (dump.gate.level is not None or not lam)
+    if not gauged or method.term.outlier and not dump.gate.moments[0]:
         raise UserError(f"method {method.name} goes by its own warm-up, which the run of this dump did not have: dump a run of that method")
     strengths = gates.strengths(gate, dump.gate, dump.teacher, lengths, method.lam_max)
     weights = term_weights(words, method.term, dump.rollouts, dump.acts, strengths)
@@ -89,7 +90,7 @@ def replay(paths: list[str], r: ReplayConfig) -> list[dict]:
     for path in map(Path, paths):
         dump, reference = read_dump(path), None
         for file in r.methods:
-            config = configuration.load([file], [])
+            config = configuration.load([*map(str, path.parent.parent.glob("config.yaml")), file], [])  # loss and masks are the run's
             needed = config.method.term.words
             words = word_ids(load_tokenizer(path.parent.parent / "model"), needed) if needed else ()
             advantage, term = credit(dump, config, strength(r, dump, config), words)

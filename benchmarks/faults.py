@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from torn import ENDS, MEETING, PATIENCE, STEPS, Torn, contents
@@ -188,7 +189,7 @@ def stops(c: Campaign, each: int = 4) -> None:
 
 def silences(c: Campaign, number: int = 6) -> None:
     """SIGSTOP of one for longer than the patience: the other one names it."""
-    named = 0
+    named = tried = 0
     for n in range(number):
         victim = n % 2
         start = Torn(c.folder(), c.work)
@@ -196,6 +197,7 @@ def silences(c: Campaign, number: int = 6) -> None:
             start.ended()
             c.over("silences")
             continue
+        tried += 1
         start.processes[victim].send_signal(signal.SIGSTOP)
         status = start.processes[1 - victim].wait(ENDS)
         named += start.named(victim, 1 - victim) and status != 0
@@ -203,7 +205,7 @@ def silences(c: Campaign, number: int = 6) -> None:
         start.ended()
         print(f"SIGSTOP of {victim}: the other ended with {status}", flush=True)
     c.finish("silences")
-    c.row(f"SIGSTOP, patience {PATIENCE} s", number, f"the other one ended and named it {named} times", "silences")
+    c.row(f"SIGSTOP, patience {PATIENCE} s", tried, f"the other one ended and named it {named} times", "silences")
 
 
 def damage(c: Campaign, number: int = 300) -> None:
@@ -316,10 +318,11 @@ def graders(c: Campaign, number: int = 12) -> None:
     for _ in range(number):
         start = Torn(c.folder(), c.work)
         while start.until(lambda: start.phase(0) in ("reward", "testing"), 30):
-            listed = subprocess.run(["pgrep", "-f", "antisd_jax.rewards.worker"], capture_output=True, text=True).stdout.split()
+            listed = [pid for pid, command in start.alive() if "antisd_jax.rewards.worker" in command]
             for pid in c.chance.sample(listed, min(1, len(listed))):
-                subprocess.run(["kill", "-9", pid], stderr=subprocess.DEVNULL)
-                killed += 1
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
             time.sleep(c.chance.uniform(0.5, 2))
         if start.ended(120) != [0, 0]:
             raise SystemExit(f"graders: {start.said(0)[-3000:]}")

@@ -79,11 +79,15 @@ class Torn:
 
     def left(self) -> list[str]:
         """Command lines of the processes that carry the mark."""
+        return [command for _, command in self.alive()]
+
+    def alive(self) -> list[tuple[int, str]]:
+        """(number, command line) of the processes that carry the mark."""
         found = []
         for place in Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (place / "environ").read_bytes():
-                    found.append((place / "cmdline").read_text().replace("\0", " "))
+                    found.append((int(place.name), (place / "cmdline").read_text().replace("\0", " ")))
             except OSError:  # gone meanwhile, or not ours
                 continue
         return found

@@ -39,7 +39,7 @@ def antisd_jax(folder):
         for micro in arrange(lengths, sizes, TOKENS, 1):
             rows = pack_rows(((tokens[n][:1], tokens[n][1:]) for n in micro.rows if n >= 0), micro.rows.size, micro.length)
             zeros, full = np.zeros((micro.rows.size, micro.length - 1), np.float32), np.full(len(tokens), weight)
-            batch = Batch(rows, micro.take(sign), zeros, micro.take(0 * full), micro.take(full))
+            batch = Batch(rows, micro.take(sign), zeros, micro.take(0 * full)[:, None], micro.take(full))
             gradient, more = accumulate(gradient, state.weights, place_rows(mesh, batch), 0.0, np.inf, 1.0, c=c, o=o, term=Term())
             seen.append((batch, more, np.arange(micro.length - 1) < batch.rows.response_lengths[:, None]))
         state, _, _ = jax.block_until_ready(apply(state, gradient, o=o))

@@ -48,6 +48,8 @@ def test_files_merge_left_to_right_and_options_win(tmp_path):
         ("samples=1", "samples: got 1, wanted at least 2"),
         ("sampling.temperature=0", "sampling.temperature: got 0.0, wanted above 0"),
         ("optim.minibatches=3", "wanted a divisor of the 256 rollouts"),
+        ("method.gate.high=1.3", r"method.gate.back: got 0.0, wanted above 0 and at most method.gate.high = 1.3"),
+        ("method.gate.adaptive=0.2", "method.gate.statistic: got 'token_mean', wanted teacher_perplexity"),
         ("reward.kind=maths", "reward.kind: 'maths' is none of countdown, math"),
     ],
 )

@@ -1,5 +1,7 @@
 """Dumps of steps, and the credit recomputed from them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -17,7 +19,14 @@ METHODS = ROOT / "configs" / "methods"
 
 @pytest.mark.parametrize("method", ["antisd_words", "antisd_released", "antisd_multiplicative", "length_bonus", "grpo"])
 def test_a_method_replayed_on_its_own_run_gives_the_runs_own_numbers(tmp_path, method):
-    options = ("steps=3", "eval.every=0", "method.gate.warmup=1", "dump_every=1")
+    options = (
+        "steps=3",
+        "eval.every=0",
+        "method.gate.warmup=1",
+        "dump_every=1",
+        "optim.aggregation=sequence_mean",
+        "optim.mask_truncated=true",
+    )
     train(small(tmp_path, *options, files=[METHODS / f"{method}.yaml"]))
     logged = metrics(tmp_path)
     for step in (1, 2, 3):
@@ -66,6 +75,14 @@ def test_what_cannot_be_replayed_is_refused(tmp_path):
     train(small(tmp_path, "steps=1", "eval.every=0", "dump_every=1", files=[METHODS / "grpo.yaml"]))
     path = str(tmp_path / "dumps" / "step-000001.npz")
     (tmp_path / "no.npz").write_bytes(b"PK nothing")
+    whole = Path(path).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "flipped.npz").write_bytes(bytes(x ^ (0xFF if 60 < i < 90 else 0) for i, x in enumerate(whole)))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name in ("cut", "flipped", "array"):
+        with pytest.raises(UserError, match=f"{name}.npz is no dump of a step that can be read"):
+            replay([str(tmp_path / f"{name}.npz")], ReplayConfig((str(METHODS / "grpo.yaml"),)))
     for paths, r, message in (
         ([path], ReplayConfig((str(METHODS / "antisd.yaml"),)), "method antisd needs a teacher's scores, and step 1 was dumped without"),
         ([path], ReplayConfig((str(METHODS / "grpo.yaml"),), "much"), "lam: got 'much', wanted auto, run or a number"),
@@ -77,3 +94,9 @@ def test_what_cannot_be_replayed_is_refused(tmp_path):
     train(small(tmp_path / "antisd", "steps=1", "eval.every=0", "dump_every=1"))
     with pytest.raises(UserError, match="antisd_released goes by its own warm-up"):
         replay([str(tmp_path / "antisd" / "dumps" / "step-000001.npz")], ReplayConfig((str(METHODS / "antisd_released.yaml"),)))
+    released = str(METHODS / "antisd_released.yaml")
+    train(small(tmp_path / "released", "steps=1", "eval.every=0", "dump_every=1", files=[released]))
+    dumped = [str(tmp_path / "released" / "dumps" / "step-000001.npz")]
+    assert replay(dumped, ReplayConfig((released,), "run"))[0]["term_size"] == 0, "λ is 0 during warm-up"
+    with pytest.raises(UserError, match="antisd_released goes by its own warm-up"):
+        replay(dumped, ReplayConfig((released,)))

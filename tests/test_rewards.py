@@ -101,7 +101,6 @@ def test_a_worker_killed_from_outside_is_replaced():
             assert pool.grade(["\\boxed{1+2}"], ["3 from 1 2"])[0].correct
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux only")
 @pytest.mark.parametrize("kills", [2, 99])
 def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch, kills):
     real, started = subprocess.Popen, []
@@ -122,6 +121,7 @@ def test_a_worker_killed_while_it_starts_is_started_again(monkeypatch, kills):
     assert len(started) == 3 and all(p.poll() is not None for p in started)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="children die with their parent on Linux only")
 def test_a_busy_worker_dies_with_a_killed_trainer():
     code = (
         "from antisd_jax.rewards.pool import *\n"
