@@ -57,7 +57,7 @@ def pair(key: str, title: str, runs: str, antisd: str = "antisd-lam_max0.2") -> 
 METHODS, SETTINGS = "study_methods/", "study_settings/{}-"
 PLAIN = {"AntiSD": "embedded/antisd"}
 GRPO = ("GRPO", "embedded/grpo")
-BANDS = {
+CANDIDATES = {
     "band gate": "antisd_band_gate",
     "standardised": "antisd_standardised",
     "on words": "antisd_words",
@@ -79,7 +79,9 @@ QUESTIONS = (
     Question("main", "1 to 3. GRPO, AntiSD, SD", 100, GRPO, PLAIN | {"SD": "embedded/sd"}),
     Question("gates", "4. Gates", 50, GRPO, PLAIN | {k: METHODS + v for k, v in GATES.items()}),
     Question("terms", "5, 6. Terms, and the length bonus", 50, GRPO, PLAIN | {k: METHODS + v for k, v in TERMS.items()}),
-    Question("candidates", "7. Candidates, and the released code's choices", 50, GRPO, PLAIN | {k: METHODS + v for k, v in BANDS.items()}),
+    Question(
+        "candidates", "7. Candidates, and the released code's choices", 50, GRPO, PLAIN | {k: METHODS + v for k, v in CANDIDATES.items()}
+    ),
     Question(
         "contexts",
         "8. Contexts, beside AntiSD with its own",
@@ -183,13 +185,14 @@ def differences(runs: dict[int, Record], reference: dict[int, Record], last: int
     return gaps[:, -1], gaps[:, 1:].mean(1)
 
 
-def curve(runs: list[Record], last: int) -> Curve:
-    return Curve("", {step: {"": float(np.mean([shares(run, [step]).mean() for run in runs]))} for step in common(runs, last)})
+def curve(runs: list[Record], steps: list[int]) -> Curve:
+    """The mean over runs."""
+    return Curve("", {step: {"": float(np.mean([shares(run, [step]).mean() for run in runs]))} for step in steps})
 
 
-def collapsed(run: Record, last: int) -> bool:
-    found = [shares(run, [step]).mean() for step in common([run], last)]
-    return bool(found[-1] < FALLEN * max(found))
+def collapsed(run: Record, steps: list[int]) -> bool:
+    found = shares(run, steps).mean(1)
+    return bool(found[-1] < FALLEN * found.max())
 
 
 def ends(runs: list[Record], column: str, last: int) -> str:
@@ -219,23 +222,13 @@ def line(label: str, runs: dict[int, Record], reference: dict[int, Record], last
     both = sorted(set(runs) & set(reference))
     mine, theirs = [runs[s] for s in both], [reference[s] for s in both]
     steps = common([*mine, *theirs], last)
-    cut = [curve(x, last) for x in (mine, theirs)]
-    cut = [Curve("", {s: v for s, v in c.steps.items() if s in steps}) for c in cut]
-    each = [[Curve("", {s: v for s, v in curve([r], last).steps.items() if s in steps}) for r in x] for x in (mine, theirs)]
-    gaps = (
-        ["–", "–"]
-        if runs is reference
-        else ["{:+.3f} ({:+.3f} … {:+.3f})".format(*bootstrap(x)) for x in differences(runs, reference, last)]
-    )
-    fast = ["–", "–"] if runs is reference else [fold(speed_up(*cut)), ", ".join(fold(speed_up(a, b)) for a, b in zip(*each))]
-    row = [
-        label,
-        str(len(both)),
-        f"{cut[0].average(steps[-1]):.3f} @{steps[-1]}",
-        *gaps,
-        *fast,
-        f"{sum(collapsed(r, last) for r in mine)} of {len(mine)}",
-    ]
+    compared = ["–"] * 4
+    if runs is not reference:
+        each = [fold(speed_up(curve([a], steps), curve([b], steps))) for a, b in zip(mine, theirs)]
+        gaps = ["{:+.3f} ({:+.3f} … {:+.3f})".format(*bootstrap(x)) for x in differences(runs, reference, last)]
+        compared = [*gaps, fold(speed_up(curve(mine, steps), curve(theirs, steps))), ", ".join(each)]
+    at_last = f"{curve(mine, steps).average(steps[-1]):.3f} @{steps[-1]}"
+    row = [label, str(len(both)), at_last, *compared, f"{sum(collapsed(r, steps) for r in mine)} of {len(mine)}"]
     return [*row, *(ends(mine, c, last) for c in ("length", "cap", "student", "teacher")), open_share(mine, last)]
 
 
@@ -243,8 +236,9 @@ def table(question: Question, study: Path) -> tuple[list[list[str]], dict[str, d
     """(rows, the head first; label → runs that are there; what is missing)."""
     label, name = question.reference
     reference = seeds(study, name)
+    names = {label: name} | question.others
     found = {label: reference} | {k: seeds(study, v) for k, v in question.others.items()}
-    missing = [f"{k} ({dict([question.reference], **question.others)[k]})" for k, runs in found.items() if not set(runs) & set(reference)]
+    missing = [f"{k} ({names[k]})" for k, runs in found.items() if not set(runs) & set(reference)]
     there = {k: runs for k, runs in found.items() if set(runs) & set(reference)}
     return [HEAD, *(line(k, runs, reference, question.last) for k, runs in there.items())], there, missing
 
@@ -255,7 +249,7 @@ def draw_curves(axes, runs: dict[str, dict[int, Record]], last: int) -> None:
         for run in found.values():
             steps = common([run], last)
             axes.plot(steps, shares(run, steps).mean(1), color=colour, alpha=0.2, linewidth=1)
-        mean = curve(list(found.values()), last)
+        mean = curve(list(found.values()), common(list(found.values()), last))
         axes.plot(list(mean.steps), [mean.average(s) for s in mean.steps], color=colour, linewidth=2, marker="o", markersize=3, label=label)
     axes.set_xlabel("step")
 

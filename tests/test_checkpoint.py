@@ -48,6 +48,22 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_used(whole, tmp_path
     assert weights_of(tmp_path, 4)[1]["step"] == 4
 
 
+def test_a_collective_that_breaks_while_sums_are_taken_is_no_damage(whole, tmp_path, monkeypatch):
+    """Another process was killed meanwhile: the checkpoint is good, and must be there for the next start."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+
+    def broken(state):
+        raise RuntimeError("Gloo: connection closed by peer")
+
+    with monkeypatch.context() as m:
+        m.setattr("antisd_jax.checkpoint._sums", broken)
+        with pytest.raises(RuntimeError, match="connection closed"):
+            train(small(tmp_path, "steps=6", "eval.every=0"))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    train(small(tmp_path, "steps=6", "eval.every=0"))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_best_checkpoint_stays_besides_the_last(tmp_path):
     """Also where the run was stopped in between: the scores stand beside the checkpoints."""
     train(small(tmp_path, "steps=4", "checkpoint.every=1", "checkpoint.keep=1", "eval.every=1"))
