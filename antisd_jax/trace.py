@@ -9,7 +9,8 @@ import csv
 import io
 import json
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def trace(run: str, t: TraceConfig) -> Path:
     with closing(Checkpoints(folder / "checkpoints", CheckpointConfig(), read_only=True)) as checkpoints, use_mesh(policy.mesh):
         step = checkpoints.choose(None if t.step < 0 else t.step)
         weights, record = checkpoints.restore_weights(step, abstract(policy.model, policy.mesh))
-    problems = chosen(t, read_data(policy, replace(config, eval=replace(config.eval, every=0)), folder)[1], config.seed, record["cursor"])
+    problems = chosen(t, read_data(policy, config, folder)[1], config.seed, record["cursor"])
     ways, k, temperature = rows_per_step(policy.mesh), t.samples or config.samples, config.sampling.temperature
     if len(problems) % ways:
         raise UserError(f"problems: {len(problems)} does not divide over data × fsdp × expert = {ways}")
@@ -66,39 +67,38 @@ def trace(run: str, t: TraceConfig) -> Path:
         teacher, acts = teacher_scores(policy, weights, problems, contexts, rollouts, temperature)
         student = student_scores(policy, weights, problems, rollouts, temperature)
     out = make_folder(t.output or str(folder / f"trace-{step}"))
-    gate = {"gate_open": record["gate"]["open"], "gate_level": record["gate"]["level"]}
-    rows, tokens = [], []
+    said_of_gate = {"gate": gate_word(config.method.active_gate.statistic, record["gate"])}
+    rows, tokens = [], []  # of a rollout each
     for i in range(len(contexts)):
         p, g = divmod(i, k)
         decode = policy.prompts.tokenizer.decode
         rows.append(
             {
                 "step": step,
+                "rollout": i,
                 "problem": problems[p].id,
                 "sample": g,
                 "prompt": problems[p].problem,
                 "response": said[p][g],
                 "gold": problems[p].gold,
             }
-            | {"outcome": grades[p][g].outcome, "extracted": grades[p][g].extracted, "context_source": contexts[i].source, **gate}
+            | {"outcome": grades[p][g].outcome, "extracted": grades[p][g].extracted, "context_source": contexts[i].source, **said_of_gate}
             | {"acts": bool(acts[i]), "privileged": decode(contexts[i].ids)}
         )
         n = int(rollouts.lengths[p, g])
         ids = rollouts.tokens[p, g, :n].tolist()
         texts = pieces(policy.prompts.tokenizer, ids)
-        tokens += token_rows(
-            problems[p].id, g, ids, texts, *(x[i, :n] for x in (student.logprobs, teacher.logprobs, student.entropies, teacher.entropies))
-        )
-    acting = {(row["problem"], row["sample"]) for row in rows if row["acts"]}
-    words = word_table([row for row in tokens if (row["problem"], row["sample"]) in acting], t.least)
-    for name, lines in (("rollouts", rows), ("tokens", tokens)):
+        scores = (x[i, :n] for x in (student.logprobs, teacher.logprobs, student.entropies, teacher.entropies))
+        tokens.append(token_rows({"rollout": i, "problem": problems[p].id, "sample": g}, ids, texts, *scores))
+    words = word_table([t for row, own in zip(rows, tokens) if row["acts"] for t in own], t.least)
+    for name, lines in (("rollouts", rows), ("tokens", chain.from_iterable(tokens))):
         write_atomically(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["word", "count", "u_mean", "p_student", "p_teacher"], *(w.values() for w in words)])
     write_atomically(out / "words.csv", text.getvalue())
     groups = {"deliberation": t.deliberation, "shortcut": t.shortcut}
     page = write_trace(out, f"{folder.name} @{step}", rows, tokens, words, groups)
-    say(f"{len(rows)} rollouts, {len(tokens)} tokens: {page}")
+    say(f"{len(rows)} rollouts, {sum(map(len, tokens))} tokens: {page}")
     return page
 
 
@@ -110,6 +110,13 @@ def chosen(t: TraceConfig, problems: list, seed: int, cursor: int) -> list:
     if unknown := [i for i in t.ids if i not in known]:
         raise UserError(f"ids: the run's data has no problem {unknown[0]!r}; ids are like {next(iter(known))!r}")
     return [known[i] for i in t.ids]
+
+
+def gate_word(statistic: str, record: dict) -> str:
+    """How the gate stood at the checkpoint."""
+    if statistic == "none":
+        return "none"
+    return "warm-up" if record["level"] is None else "open" if record["open"] else "closed"
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:
@@ -125,8 +132,8 @@ def pieces(tokenizer, ids: list[int]) -> list[str]:
     return out
 
 
-def token_rows(problem: str, sample: int, ids, texts, s, t, student_entropy, teacher_entropy) -> list[dict]:
-    """A record for every token; log-probs and entropies in nats."""
+def token_rows(of: dict, ids, texts, s, t, student_entropy, teacher_entropy) -> list[dict]:
+    """A record for every token of one rollout, which `of` names; log-probs and entropies in nats."""
     u = np.asarray(t, np.float64) - np.asarray(s, np.float64)
     columns = {
         "s": s,
@@ -137,17 +144,7 @@ def token_rows(problem: str, sample: int, ids, texts, s, t, student_entropy, tea
         "teacher_entropy": teacher_entropy,
     }
     columns = {name: [round(float(x), 5) for x in values] for name, values in columns.items()}
-    return [
-        {
-            "problem": problem,
-            "sample": sample,
-            "position": j,
-            "id": ids[j],
-            "token": texts[j],
-            **{name: x[j] for name, x in columns.items()},
-        }
-        for j in range(len(ids))
-    ]
+    return [of | {"position": j, "id": ids[j], "token": texts[j], **{name: x[j] for name, x in columns.items()}} for j in range(len(ids))]
 
 
 def word_table(tokens: list[dict], least: int) -> list[dict]:

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,18 +14,24 @@ from test_train import small
 from antisd_jax.cli import main
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
-from antisd_jax.report.trace import RANGE, colour
+from antisd_jax.report.trace import RANGE, colour, group_rows, write_trace
 from antisd_jax.text.words import first_word
-from antisd_jax.trace import TraceConfig, pieces, trace
+from antisd_jax.tiny import HERE
+from antisd_jax.trace import TraceConfig, gate_word, pieces, trace
 from antisd_jax.train import train
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trace") / "run"
-    train(small(folder, "steps=2", "eval.every=0", "mesh.data=1", "mesh.fsdp=8"))
+    """Of nine problems, one of which stands in the evaluation set: the run has eight, and a trace of sixteen takes each twice."""
+    folder, data = tmp_path_factory.mktemp("trace") / "run", tmp_path_factory.mktemp("data")
+    rows = (HERE / "train.jsonl").read_text().splitlines(keepends=True)[:9]
+    (data / "train.jsonl").write_text("".join(rows))
+    (data / "eval.jsonl").write_text(rows[0])
+    files = (f"data.path={data / 'train.jsonl'}", f"eval.data={data / 'eval.jsonl'}")
+    train(small(folder, "steps=2", *files, "mesh.data=1", "mesh.fsdp=8"))
     before = sorted((p, p.stat().st_mtime_ns) for p in (folder / "checkpoints").rglob("*"))
-    assert main(["trace", str(folder), "--problems=8", "--samples=4", "--least=3"]) == 0
+    assert main(["trace", str(folder), "--problems=16", "--samples=2", "--least=3"]) == 0
     assert sorted((p, p.stat().st_mtime_ns) for p in (folder / "checkpoints").rglob("*")) == before, "a trace only reads"
     return folder
 
@@ -34,10 +41,14 @@ def test_every_token_has_its_numbers(run):
     assert len(rows) == 32 and {row["outcome"] for row in rows} >= {"correct", "wrong"}
     of = {}
     for t in tokens:
-        of.setdefault((t["problem"], t["sample"]), []).append(t)
-    assert list(of) == [(row["problem"], row["sample"]) for row in rows]
+        of.setdefault(t["rollout"], []).append(t)
+    assert list(of) == [row["rollout"] for row in rows] == list(range(32))
+    problems = Counter(row["problem"] for row in rows)
+    assert problems == dict.fromkeys((f"countdown-train-{i:05d}" for i in range(1, 9)), 4), "what overlaps is left out, as in the run"
+    assert {row["gate"] for row in rows} == {"warm-up"}
     for row in rows:
-        own = of[row["problem"], row["sample"]]
+        own = of[row["rollout"]]
+        assert {(t["problem"], t["sample"]) for t in own} == {(row["problem"], row["sample"])}
         assert [t["position"] for t in own] == list(range(len(own)))
         assert "".join(t["token"] for t in own).removesuffix("<|im_end|>").rstrip() == row["response"].rstrip()
         assert row["gold"] in row["prompt"] or row["privileged"].startswith("<|im_start|>")
@@ -65,7 +76,7 @@ def test_words_are_counted_and_ordered_as_by_hand(run):
 
 
 def test_chosen_problems_another_folder_and_a_clear_refusal(run, tmp_path, capsys):
-    ids = [row["problem"] for row in read_jsonl(run / "trace-2" / "rollouts.jsonl")][::4]
+    ids = [row["problem"] for row in read_jsonl(run / "trace-2" / "rollouts.jsonl")][:16:2]
     trace(str(run), TraceConfig(ids=(*ids[3:], *ids[:3]), samples=2, output=str(tmp_path / "other")))
     rows = read_jsonl(tmp_path / "other" / "rollouts.jsonl")
     assert [row["problem"] for row in rows[::2]] == [*ids[3:], *ids[:3]] and len(rows) == 16
@@ -132,3 +143,33 @@ def test_colours_words_and_pieces_by_hand():
 
     assert pieces(Bytes(), list("aé…b".encode())) == ["a", "", "é", "", "", "…", "b"]
     assert "".join(pieces(Bytes(), list("é".encode())[:1])) == "\ufffd"
+
+
+def test_what_does_not_act_is_shown_but_not_counted(tmp_path):
+    def token(text, u):
+        return {"token": text, "u": u, "s": -1.0, "t": u - 1.0, "minus_phi": 0.0, "student_entropy": 0.0, "teacher_entropy": 0.0}
+
+    row = {
+        "problem": "p",
+        "prompt": "",
+        "outcome": "wrong",
+        "extracted": "",
+        "gold": "",
+        "context_source": "",
+        "privileged": "",
+        "gate": "none",
+    }
+    rows = [row | {"sample": g, "acts": g == 0} for g in range(2)]
+    tokens = [[token("Wait", -1.0), token("so", 0.5)], [token("Wait", 0.9)]]
+    page = write_trace(tmp_path, "run", rows, tokens, [], {"deliberation": ("Wait",), "shortcut": ("So",)}).read_text()
+    assert "<td>deliberation</td><td>1</td><td>-1.000</td>" in page and "<td>all tokens</td><td>2</td><td>-0.250</td>" in page
+    assert "1 rollouts had no usable privileged context" in page and "u +0.900" in page and "gate: none" in page
+    assert "<td>–</td>" in group_rows([], {})
+    nothing = [r | {"acts": False} for r in rows]
+    assert "2 rollouts had no usable" in write_trace(tmp_path, "run", nothing, tokens, [], {}).read_text()
+
+
+def test_how_the_gate_stood():
+    told = [gate_word(kind, {"level": level, "open": o}) for kind, level, o in (("none", None, True), ("token_mean", None, True))]
+    told += [gate_word("token_mean", {"level": 0.5, "open": o}) for o in (True, False)]
+    assert told == ["none", "warm-up", "open", "closed"]

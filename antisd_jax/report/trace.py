@@ -29,25 +29,24 @@ def colour(u: float) -> str:
 
 
 def write_trace(
-    folder: Path, name: str, rows: list[dict], tokens: list[dict], words: list[dict], groups: dict[str, tuple[str, ...]]
+    folder: Path, name: str, rows: list[dict], tokens: list[list[dict]], words: list[dict], groups: dict[str, tuple[str, ...]]
 ) -> Path:
-    """DIR/trace.html, and the density as a PNG beside it. rows: a rollout each; tokens: of all, in order; words: ascending in mean u."""
-    of: dict[tuple, list[dict]] = {}
-    for token in tokens:
-        of.setdefault((token["problem"], token["sample"]), []).append(token)
-    cards = "".join(card(row, of.get((row["problem"], row["sample"]), [])) for row in rows[:ROLLOUTS])
+    """DIR/trace.html, and the density as a PNG beside it. rows: a rollout each; tokens: of each; words: ascending in mean u."""
+    cards = "".join(card(row, own) for row, own in zip(rows[:ROLLOUTS], tokens))
+    acting = [t for row, own in zip(rows, tokens) if row["acts"] for t in own]
+    away = sum(not row["acts"] for row in rows)
+    met = f"; {away} rollouts had no usable privileged context: their tokens stand below, and count in nothing" if away else ""
     left = f'<div class="faint">{len(rows) - ROLLOUTS} more rollouts are in rollouts.jsonl</div>' if len(rows) > ROLLOUTS else ""
-    gate = "warm-up" if rows[0]["gate_level"] is None else "open" if rows[0]["gate_open"] else "closed"
     scale = ", ".join(f"{colour(u)}" for u in np.linspace(-RANGE, RANGE, 9))
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(name)} · trace</title><style>{PAGE}{MARKS}</style></head><body>
-<h1>{escape(name)}</h1><div class="faint">{len(rows)} rollouts, {len(tokens)} tokens; gate {gate}</div>
+<h1>{escape(name)}</h1><div class="faint">{len(rows)} rollouts, {sum(map(len, tokens))} tokens; gate: {rows[0]["gate"]}{met}</div>
 <p>u = t − s: the teacher suppresses −{RANGE:g} <span class="scale" style="background: linear-gradient(90deg, {scale})"></span> +{RANGE:g} boosts.
 AntiSD rewards what it suppresses. Point at a token for its numbers.</p>
 <h2>Words</h2><div class="two"><div class="card wide"><h3>suppressed most</h3>{word_rows(words[:12])}</div>
-<div class="card wide"><h3>boosted most</h3>{word_rows(words[::-1][:12])}</div><div class="card wide"><h3>lists</h3>{group_rows(tokens, groups)}</div>
-<div class="card"><h3>probabilities of the sampled tokens</h3>{density(folder, tokens)}</div></div>
+<div class="card wide"><h3>boosted most</h3>{word_rows(words[::-1][:12])}</div><div class="card wide"><h3>lists</h3>{group_rows(acting, groups)}</div>
+<div class="card"><h3>probabilities of the sampled tokens</h3>{density(folder, acting) if acting else ""}</div></div>
 <h2>Rollouts</h2>{cards}{left}
 </body></html>
 """
@@ -89,12 +88,11 @@ def word_rows(words: list[dict]) -> str:
 
 
 def group_rows(tokens: list[dict], groups: dict[str, tuple[str, ...]]) -> str:
-    """Of each list of words: how often one of them stands there, and its mean u."""
+    """Of each list of words, and of all tokens: how often one of them stands there, and its mean u."""
     lines = []
-    for name, words in groups.items():
-        u = [t["u"] for t in tokens if first_word(t["token"]) in words]
+    for name, words in [*groups.items(), ("all tokens", None)]:
+        u = [t["u"] for t in tokens if words is None or first_word(t["token"]) in words]
         lines.append(f"<tr><td>{escape(name)}</td><td>{len(u)}</td><td>{f'{np.mean(u):+.3f}' if u else '–'}</td></tr>")
-    lines.append(f"<tr><td>all tokens</td><td>{len(tokens)}</td><td>{np.mean([t['u'] for t in tokens]):+.3f}</td></tr>")
     return f"<table><tr><th>list</th><th>count</th><th>mean u</th></tr>{''.join(lines)}</table>"
 
 
