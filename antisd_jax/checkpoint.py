@@ -20,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 from antisd_jax.arrays import word_sum
 from antisd_jax.errors import UserError
 from antisd_jax.log import warn
-from antisd_jax.processes import by_first, gathered, several
+from antisd_jax.processes import by_first, gathered, outlive_silence, several
 from antisd_jax.types import TrainState
 
 
@@ -129,10 +129,10 @@ class Checkpoints:
         """`restore` of the last one that can be read. Damaged ones after it are said and set aside, out of the way of new ones.
 
         Among several processes one alone may meet the damage, while the others wait for it: then the step is marked, all end, and
-        started again they pass it over.
+        started again they pass it over. A process that is gone breaks the others' reading as well, which is no damage: see outlive_silence.
         """
-        marked = gathered([step for step in self.steps() if self._mark(step).exists()])[0]
-        reasons = {step: f"checkpoint {self.folder / str(step)} could not be read" for step in marked}
+        marked = {step: self._mark(step).read_text() for step in self.steps() if self._mark(step).exists()}
+        reasons = {int(step): reason for step, reason in gathered(marked)[0].items()}
         for step in reversed(self.steps()):
             if step in reasons:
                 continue
@@ -141,7 +141,8 @@ class Checkpoints:
             except UserError as e:
                 reasons[step] = str(e)
                 if several():
-                    self._mark(step).touch()
+                    outlive_silence()
+                    self._mark(step).write_text(str(e))
                     raise UserError(f"{e}; started again, the run passes it over") from None
                 continue
             for bad in [s for s in reasons if s > step]:

@@ -172,6 +172,12 @@ def safe_point() -> None:
         raise Preempted
 
 
+def outlive_silence() -> None:
+    """Returns after the time in which the watch finds out that another process is gone, and ends this one: what broke has another reason."""
+    if _here.watch:
+        time.sleep(_here.watch.patience + 5)
+
+
 @contextmanager
 def together():
     """Run what all of several processes do: when it fails in one, the others are told why, and end. By itself a process is left alone."""
@@ -184,8 +190,8 @@ def together():
     except BaseException as e:
         if not _here.watch:
             raise
-        if re.match("[A-Z_]+: ", str(e)):  # a collective broke off, it may be: the watch finds out who has ended, and ends this process
-            time.sleep(_here.watch.patience + 5)
+        if re.match("[A-Z_]+: ", str(e)):  # a collective broke off, it may be
+            outlive_silence()
         foreseen = isinstance(e, (UserError, OSError))
         if not foreseen:
             traceback.print_exc()

@@ -104,15 +104,15 @@ def test_bad_numbers_are_one_clear_line(options, message):
         processes.ProcessConfig(**options)
 
 
-def run_together(folder, count: int, devices: int, *options):
+def run_together(folder, count: int, devices: int, *options, patience: int = 20, program=("-m", "antisd_jax")):
     """A small run of `count` processes with so many devices each."""
     port = free_port()
     flags = [f"--{o}" for o in (*SMALL, "mesh.fsdp=2", f"output={folder}", *options)]
     if count > 1:
-        flags += [f"--processes.coordinator=localhost:{port}", f"--processes.count={count}", "--processes.patience=20"]
+        flags += [f"--processes.coordinator=localhost:{port}", f"--processes.count={count}", f"--processes.patience={patience}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     how = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    command = [sys.executable, "-m", "antisd_jax", "train", SMOKE, *flags]
+    command = [sys.executable, *program, "train", SMOKE, *flags]
     return [subprocess.Popen([*command, f"--processes.number={n}"] if count > 1 else command, **how) for n in range(count)]
 
 
@@ -233,19 +233,27 @@ def test_a_step_whose_evaluation_was_cut_off_is_finished_once(tmp_path, monkeypa
     assert (tmp_path / "torn" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
-def test_a_part_that_one_of_two_processes_cannot_read_sends_both_to_the_one_before_it(tmp_path):
+def test_a_part_that_one_of_two_cannot_read_sends_both_to_the_one_before_it_and_a_process_that_is_gone_does_not(tmp_path):
     options = ("steps=2", "checkpoint.every=1", "eval.every=0", "lengths.response=16")
     assert [status for status, _ in ended(run_together(tmp_path, 2, 1, *options), 240)] == [0, 0]
     expected = metrics(tmp_path)
+
+    gone = "import os, sys; from antisd_jax import checkpoint, cli; dies = '--processes.number=1' in sys.argv\n"
+    gone += "if dies: checkpoint.Checkpoints._restore = lambda *_: os.kill(os.getpid(), 9)\nsys.exit(cli.main())"
+    (status, said), (other, _) = ended(run_together(tmp_path, 2, 1, *options, patience=10, program=("-c", gone)), 240)
+    assert (status, other) == (1, -9) and "error: process 1 on " in said and "cannot be read" not in said, said[-3000:]
+    assert not list((tmp_path / "checkpoints").glob(".unreadable*")), "a process that is gone is no damage"
+
     parts = [p for p in (tmp_path / "checkpoints" / "2" / "state" / "ocdbt.process_1").rglob("*") if p.is_file()]
     largest = max(parts, key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    done = ended(run_together(tmp_path, 2, 1, *options), 240)
+    done = ended(run_together(tmp_path, 2, 1, *options, patience=10), 240)
     assert all(status for status, _ in done) and "cannot be read" in done[0][1] and "the run passes it over" in done[0][1], done[0][1][
         -3000:
     ]
     (status, said), (other, _) = ended(run_together(tmp_path, 2, 1, *options), 240)
     assert (status, other) == (0, 0) and "it is set aside as damaged-2, and the run goes on from step 1" in said, said[-3000:]
+    assert "cannot be read: " in said, "with the reason that the other start met"
     assert metrics(tmp_path) == expected
 
 
