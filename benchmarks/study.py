@@ -96,6 +96,7 @@ QUESTIONS = (
         GRPO,
         {f"λ {x}": f"study_settings/antisd-lam_max{x}" for x in (0.05, 0.5, 1.0)} | {"λ 0.2": "embedded/antisd"},
     ),
+    Question("long", "14. The band gate at length", 100, GRPO, PLAIN | {"band gate": "study_long/antisd_band_gate"}),
     pair("group_4", "10. 64 problems × 4 rollouts", SETTINGS + "problems64-samples4"),
     pair("group_16", "10. 16 problems × 16 rollouts", SETTINGS + "problems16-samples16"),
     pair("few", "10. 4 problems × 8 rollouts", SETTINGS + "problems4-samples8"),
