@@ -54,7 +54,7 @@ def named_key(seed: int, *parts: str | int):
 
 
 def word_sum(x):
-    """A 32-bit sum over the bits of an array, which changes when one element does, or two change places: for an array on any mesh the same.
+    """A 32-bit sum over the bits of an array, which changes when one element does, and nearly always when several do or change places; the same on any mesh.
 
     Σ (2·i + 1) · word_i modulo 2³², i the index in the flattened array: whole numbers, so that the order of the sum is nothing to it.
     """

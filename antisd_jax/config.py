@@ -269,6 +269,12 @@ def _check(c: Config) -> None:
     gate = c.method.gate
     if gate.high:
         _need(0 < gate.back <= gate.high, "method.gate.back", gate.back, f"above 0 and at most method.gate.high = {gate.high}")
+    _need(
+        not (c.method.term.outlier and c.method.lam_max > 0 and gate.statistic == "none"),
+        "method.gate.statistic",
+        gate.statistic,
+        "one that has a warm-up, over which method.term.outlier takes its deviation",
+    )
     adaptive = gate.adaptive and gate.statistic != "teacher_perplexity"
     _need(not adaptive, "method.gate.statistic", gate.statistic, "teacher_perplexity with method.gate.adaptive")
     _need(

@@ -107,7 +107,7 @@ def read_dump(path: Path) -> Dump:
             x["stopped"].reshape(group),
         )
         teacher = Scores(padded("t"), padded("teacher_entropy")) if "t" in x else None
-        gate = GateState(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["gate"].items()})
+        gate = GateState.of(about["gate"])
         return Dump(rollouts, Scores(padded("s"), padded("student_entropy")), teacher, x["rewards"], x["acts"].reshape(n), gate, about)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{path} is no dump of a step that can be read: {type(e).__name__}: {e}") from None

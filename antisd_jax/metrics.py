@@ -104,7 +104,7 @@ def load_metrics(load: np.ndarray) -> dict:
 
 
 def gate_metrics(gate: Gate, state: GateState, h: float, lam: float) -> dict:
-    """The gate's log: H, H_warm, τ_down, τ_up, g and λ of this step. H_warm and the thresholds exist after warm-up only."""
+    """The gate's log: H, H_warm, τ_down, τ_up, g and λ of this step (of an adaptive gate the mean over responses). H_warm and the thresholds exist after warm-up only."""
     out = {"antisd/gate/open": float(state.open), "antisd/lambda": lam}
     if not np.isnan(h):
         out["antisd/gate/statistic"] = h

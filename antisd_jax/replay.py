@@ -99,7 +99,8 @@ def replay(paths: list[str], r: ReplayConfig) -> list[dict]:
             rows.append({"step": dump.about["step"], "method": config.method.name} | {k: round(float(v), 6) for k, v in found.items()})
     say(markdown([list(rows[0]), *([f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]))
     if r.output:
-        write_atomically(Path(r.output), json.dumps(rows, indent=1) + "\n")
+        plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+        write_atomically(Path(r.output), json.dumps(plain, indent=1, allow_nan=False) + "\n")
     return rows
 
 

@@ -14,12 +14,15 @@ Later keys win: base, then files of the matrix, then set, then keys of the matri
 stopped: finished runs are passed over. It ends with the report of all runs in DIR/report.html.
 """
 
+import json
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+
+import yaml
 
 from antisd_jax.config import Config, build, differences, load, read_yaml
 from antisd_jax.errors import UserError, nearest
@@ -56,9 +59,13 @@ def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
     sweep = read_yaml(file)
     if unknown := [key for key in sweep if key not in KEYS]:
         raise UserError(f"{file}: unknown key {unknown[0]!r}{nearest(str(unknown[0]), KEYS)}; a sweep has {', '.join(KEYS)}")
+    sweep |= {key: sweep.get(key) or empty for key, empty in (("base", []), ("set", {}), ("matrix", {}))}
+    for key, kind, what in (("base", list, "a list of files"), ("set", dict, "a mapping of keys to values")):
+        if not isinstance(sweep[key], kind):
+            raise UserError(f"{file}: {key}: got {sweep[key]!r}, wanted {what}")
     given = dict(option.split("=", 1) for option in options)
     output = Path(given.pop("output", sweep.get("output", f"runs/sweeps/{Path(file).stem}")))
-    matrices = sweep.get("matrix", {})
+    matrices = sweep["matrix"]
     matrices = matrices if isinstance(matrices, list) else [matrices]
     for matrix in matrices:
         wrong = (
@@ -81,7 +88,7 @@ def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
 
 def one(output: Path, sweep: dict, chosen: dict, given: dict, told: set[str]) -> Job:
     """The run of one cell of the matrix; `told` are the keys that its name tells."""
-    files, keys, parts = list(sweep.get("base", [])), dict(sweep.get("set", {})), []
+    files, keys, parts = list(sweep["base"]), dict(sweep["set"]), []
     for key, value in chosen.items():
         if key in FOLDERS:
             files.append(f"configs/{FOLDERS[key]}/{value}.yaml")
@@ -89,7 +96,16 @@ def one(output: Path, sweep: dict, chosen: dict, given: dict, told: set[str]) ->
             keys[key] = value
         if key in told:
             parts.append(str(value) if key in FOLDERS else f"{key.rpartition('.')[2]}{Path(str(value)).name}")
-    return Job(tuple(files), tuple(f"{k}={v}" for k, v in (keys | given).items()), output / ("-".join(parts) or "run"))
+    return Job(
+        tuple(files),
+        (*(f"{k}={written(v)}" for k, v in keys.items() if k not in given), *(f"{k}={v}" for k, v in given.items())),
+        output / ("-".join(parts) or "run"),
+    )
+
+
+def written(value) -> str:
+    """As a command gives it, so that it is read as the same value again."""
+    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
 
 
 def sweep(file: str, options: list[str], only_print: bool = False) -> int:

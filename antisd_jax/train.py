@@ -95,8 +95,7 @@ class Place:
 
     @classmethod
     def of(cls, state: TrainState, record: dict) -> "Place":
-        gate = GateState(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["gate"].items()})
-        return cls(state, record["step"], record["cursor"], gate, record["told"], record.get("ahead"))
+        return cls(state, record["step"], record["cursor"], GateState.of(record["gate"]), record["told"], record.get("ahead"))
 
 
 @dataclass
@@ -186,7 +185,11 @@ def improve(run: Run, at: Place, sampled: Sampled, ahead: Sampled | None = None)
     values |= padding_metrics(policy, problems, contexts, rollouts, work)
     if c.optim.importance_cap:
         values |= correction_metrics(rollouts, student, c.optim.importance_cap) | {"rollout/staleness": at.step - sampled.of}
-    values |= gate_metrics(gate, gate_state, h, lam) | sampled.tally.metrics() | {"data/epoch": cursor / len(run.order.problems)}
+    values |= (
+        gate_metrics(gate, gate_state, h, lam * float(strengths.mean()))
+        | sampled.tally.metrics()
+        | {"data/epoch": cursor / len(run.order.problems)}
+    )
     if c.dump_every and step % c.dump_every == 0 and first():
         scores = (rollouts, student, teacher, rewards, acts)
         write_dump(Path(c.output), step, problems, contexts, grades, *scores, gate_state, gate.statistic, lam)

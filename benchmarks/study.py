@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from antisd_jax.config import Config, build, flatten, load, read_yaml
-from antisd_jax.report.compare import COLOURS, draw
+from antisd_jax.report.figures import COLOURS, draw
 from antisd_jax.report.groups import Run, read_run
 from antisd_jax.results import Curve, markdown, speed_up
 from antisd_jax.tiny.countdown import puzzles
@@ -261,7 +261,7 @@ def tables(study: Path, document: Path) -> None:
         rows, runs, missing = table(question, study)
         parts.append(f"### {question.title}\n")
         if runs:
-            draw(study, question.key, partial(draw_curves, runs=runs, last=question.last))
+            draw(question.key, partial(draw_curves, runs=runs, last=question.last), study)
             parts.append(f"{markdown(rows)}\n\n![accuracy against step]({study.name}/{question.key}.png)\n")
         if missing:
             parts.append(f"Not run yet: {', '.join(missing)}.\n")

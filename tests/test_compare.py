@@ -114,6 +114,7 @@ def test_groups_are_named_by_what_differs(tmp_path):
         recorded(folders[-1], method, n, RIGHT[0]["antisd"])
         plain = yaml.safe_load((folders[-1] / "config.yaml").read_text())
         plain["method"]["lam_max"], plain["optim"]["lr"] = lam, lr
+        plain["optim"]["micro_tokens"], plain["rollout"]["slots"] = 1024 * (n + 1), n  # which no number depends on
         (folders[-1] / "config.yaml").write_text(yaml.safe_dump(plain))
     groups = grouped([read_run(f) for f in folders])
     assert [(g.name, len(g.runs)) for g in groups] == [("antisd, lam_max 0.2", 1), ("antisd, lam_max 0.5", 2), ("sd", 1)]

@@ -58,6 +58,12 @@ def test_a_bad_key_or_value_is_named(option, message):
         load([], [option])
 
 
+def test_outliers_need_a_warm_up():
+    with pytest.raises(UserError, match="method.gate.statistic: got 'none', wanted one that has a warm-up"):
+        load([], ["method.term.outlier=2", "method.gate.statistic=none"])
+    load([], ["method.term.outlier=2", "method.gate.statistic=none", "method.lam_max=0"])
+
+
 def test_a_bad_file_is_named(tmp_path):
     with pytest.raises(UserError, match="nothing.yaml cannot be read"):
         load([str(tmp_path / "nothing.yaml")], [])

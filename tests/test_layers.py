@@ -44,7 +44,7 @@ BELOW = {
     "metrics": {"arrays", "objective", "rewards", "text"},
     "plan": {"model", "rollout", "score", "steps"},
     "problems": {"errors", "files", "log", "processes", "steps", "text"},
-    "report": {"errors", "files", "results", "text", "watchdog"},
+    "report": {"config", "errors", "files", "results", "text", "watchdog"},
     "tiny": {"errors", "arrays", "model", "score", "text", "types"},
     "convert": {"errors", "checkpoint", "log", "model"},
     "generate_file": {"errors", "types", "arrays", "files", "log", "model", "rollout", "score", "steps", "text"},

@@ -34,6 +34,12 @@ def test_a_method_replayed_on_its_own_run_gives_the_runs_own_numbers(tmp_path, m
         row = replay([path], ReplayConfig((str(METHODS / f"{method}.yaml"),), "run"))[0]
         assert row["advantage_mean"] == pytest.approx(logged[step - 1]["critic/advantages/mean"], abs=2e-6)
         assert row["pg_loss"] == pytest.approx(logged[step - 1]["actor/pg_loss"], abs=2e-6)
+    if method == "antisd_released":  # λ of the log is the mean over responses
+        dump, threshold = read_dump(tmp_path / "dumps" / "step-000003.npz"), logged[2]["antisd/gate/down"]
+        n = dump.rollouts.lengths.reshape(-1)
+        ppl = np.array([np.exp(-row[:k].astype(float).mean()) for row, k in zip(dump.teacher.logprobs, n)])
+        each = np.where(ppl > 3, 0, np.clip(0.2 * np.log(np.clip(ppl / threshold, 0.5, 3)), 0, 0.5))
+        assert logged[2]["antisd/lambda"] == pytest.approx(each.mean() * logged[2]["antisd/gate/open"], rel=1e-5)
     if method not in ("grpo", "length_bonus"):
         assert row["term_size"] > 0 or logged[2]["antisd/lambda"] == 0
 
@@ -61,6 +67,7 @@ def test_methods_are_compared_on_the_same_rollouts(tmp_path, capsys):
     path, files = str(tmp_path / "dumps" / "step-000001.npz"), [str(METHODS / f"{m}.yaml") for m in ("antisd_no_gate", "sd_jsd", "grpo")]
     capsys.readouterr()
     assert main(["replay", path, f"--methods={','.join(files)}", f"--output={tmp_path / 'out.json'}"]) == 0
+    assert "NaN" not in (tmp_path / "out.json").read_text()
     said = capsys.readouterr().out
     assert sum(line.startswith("| 1 | ") for line in said.splitlines()) == 3 and (tmp_path / "out.json").exists()
     anti, sd, grpo = replay([path], ReplayConfig(tuple(files)))

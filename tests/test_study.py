@@ -85,6 +85,7 @@ def test_every_run_of_the_questions_is_asked_for_by_a_sweep(monkeypatch):
         "embedded": [],
         "study_methods": [],
         "study_settings": [],
+        "study_long": [],
         "study_base": ["weak", "hard", "easy", "continual"],
     }.items():
         for option in [[f"output=runs/sweeps/{o}"] for o in outputs] or [[]]:

@@ -55,7 +55,7 @@ def test_shipped_sweeps_print_commands_whose_configurations_hold(file, monkeypat
 
 def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
-    small = dict(option.split("=", 1) for option in SMALL) | {"steps": 2, "checkpoint.every": 1}
+    small = {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in SMALL)} | {"steps": 2, "checkpoint.every": 1}
     matrix = {"method": ["grpo", "sd"], "seed": [0]}
     file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], set=small, matrix=matrix)
     output = f"--output={tmp_path / 'out'}"
@@ -100,6 +100,18 @@ def test_a_run_is_passed_over_only_when_it_is_kept_and_of_this_configuration(tmp
     assert jobs(file, [f"output={tmp_path / 'out'}", "optim.micro_tokens=512"])[1][0].finished(), "rounding alone"
 
 
+def test_values_are_read_as_they_were_written_and_sections_may_be_empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "s.yaml").write_text(
+        "base:\nset: {model.revision: '1.0', prompt.sources: [sibling, answer], rollout.ahead: false}\nmatrix:\n"
+    )
+    ((only,),) = jobs(str(tmp_path / "s.yaml"), [])[1:]
+    c = load(list(only.files), list(only.options))
+    assert (c.model.revision, c.prompt.sources, c.rollout.ahead) == ("1.0", ("sibling", "answer"), False)
+    (tmp_path / "s.yaml").write_text("set:\nmatrix: {seed: [3]}\n")
+    assert load([], list(jobs(str(tmp_path / "s.yaml"), [])[1][0].options)).seed == 3
+
+
 def test_a_key_that_names_runs_is_not_overridden(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], matrix={"method": ["grpo"], "seed": [0, 1]})
@@ -111,6 +123,8 @@ def test_a_key_that_names_runs_is_not_overridden(tmp_path, monkeypatch):
     "sweep, message",
     [
         ({"matrixx": {}}, "unknown key 'matrixx' (did you mean 'matrix'?)"),
+        ({"base": "configs/smoke.yaml"}, "base: got 'configs/smoke.yaml', wanted a list of files"),
+        ({"set": ["steps=3"]}, "set: got ['steps=3'], wanted a mapping of keys to values"),
         ({"matrix": {"seed": 3}}, "seed of the matrix wants a list of values"),
         ({"matrix": {"sed": [3]}}, "unknown config key sed"),
         ({"matrix": {"method": ["gropo"]}}, "configs/methods/gropo.yaml cannot be read"),

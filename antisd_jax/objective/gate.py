@@ -47,6 +47,11 @@ class GateState:
     last: float | None = None
     moments: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    @classmethod
+    def of(cls, record: dict) -> "GateState":
+        """From what `asdict` gave, read back from JSON."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()})
+
     @property
     def deviation(self) -> float:
         """Of u over warm-up; infinite before there is any."""

@@ -10,24 +10,10 @@ import numpy as np
 
 from antisd_jax.errors import UserError
 from antisd_jax.files import write_atomically
-from antisd_jax.report.figures import GREY, STYLE, rolling
+from antisd_jax.report.figures import COLOURS, draw, rolling
 from antisd_jax.report.groups import Group, grouped, read_run, results_table
 from antisd_jax.report.page import STYLE as PAGE
 
-COLOURS = (
-    "#3b82c4",
-    "#d9603b",
-    "#3f9b6c",
-    "#9a6bc2",
-    "#c79a2b",
-    "#2fa3a3",
-    "#c25b8f",
-    "#7a8b2f",
-    "#8a5a3b",
-    "#5b6ee1",
-    "#b04848",
-    "#4c9f9f",
-)
 WIDE = ".wide { overflow-x: auto; } th { text-align: left; } td, th { padding: .15rem 1.1rem .15rem 0; white-space: nowrap; text-align: right; }"
 WIDE += " td:first-child, th:first-child { text-align: left; } .missing li { color: var(--faint); }"
 # (title, file, [(key, dashes)]): raw faint, rolling mean bold; a second key of a panel is dashed.
@@ -62,7 +48,7 @@ def write_comparison(runs: list[str], output: str) -> Path:
     times = {g.name: phase_times(g) for g in groups}
     numbers = {"table": rows, "curves": curves, "pass_at_k": passes, "seconds": times, "missing": missing, "runs": runs}
     write_atomically(folder / "results.json", json.dumps(numbers, indent=1) + "\n")
-    figures = [(title, draw(folder, file, plot)) for title, file, plot in plots(groups, evaluated, curves)]
+    figures = [(title, draw(file, plot, folder)) for title, file, plot in plots(groups, evaluated, curves)]
     write_atomically(folder / "report.html", page(folder.name, groups, rows, figures, times, missing))
     return folder / "report.html"
 
@@ -144,28 +130,6 @@ def draw_passes(axes, groups: list[Group]) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_xlabel("k")
-
-
-def draw(folder: Path, file: str, plot) -> str:
-    """The figure as SVG text; and FILE.png on white."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(STYLE | {"svg.hashsalt": file}):
-        figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-        axes.spines["right"].set_visible(False)
-        plot(axes)
-        axes.grid(color=GREY, alpha=0.15)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="best", fontsize=9)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(folder / f"{file}.png", dpi=160, facecolor="white")
-        plt.close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def html_table(rows: list[list[str]]) -> str:

@@ -1,39 +1,22 @@
 """The page of `antisd evaluate`: a table, pass@k curves and the difficulty of the problems, with the figures as PNG beside it."""
 
-import io
+from functools import partial
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from antisd_jax.files import write_atomically
-from antisd_jax.report.figures import BLUE, GREEN, GREY, RED, STYLE
+from antisd_jax.report.figures import COLOURS, draw
 from antisd_jax.report.page import STYLE as PAGE
-
-COLOURS = (BLUE, RED, GREEN, "#9a6bc2", "#c79a2b", "#2fa3a3", "#c25b8f")
 
 
 def write_evaluation(folder: Path, numbers: dict, correct: dict[str, np.ndarray]) -> Path:
     """DIR/report.html, pass_at_k.png and problems.png. numbers: results.json; correct: [P] correct samples by benchmark."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     cards = []
-    for title, name, draw in (("pass@k", "pass_at_k", _passes), ("Problems by the share of samples that solve them", "problems", _shares)):
-        with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-            figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
-            draw(axes, numbers["benchmarks"], correct)
-            axes.grid(color=GREY, alpha=0.15)
-            axes.set_axisbelow(True)
-            axes.legend(loc="best", fontsize=9)
-            buffer = io.StringIO()
-            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
-            plt.close(figure)
-        svg = buffer.getvalue()
-        cards.append(f'<div class="card"><h3>{title}</h3>{svg[svg.index("<svg") :]}</div>')
+    for title, name, plot in (("pass@k", "pass_at_k", _passes), ("Problems by the share of samples that solve them", "problems", _shares)):
+        svg = draw(name, partial(plot, benchmarks=numbers["benchmarks"], correct=correct), folder, (5.4, 3.4))
+        cards.append(f'<div class="card"><h3>{title}</h3>{svg}</div>')
     average = numbers["average"]
     several = len(numbers["benchmarks"]) > 1
     head = f"<h3>{'Average' if several else 'avg@k'}</h3><div class='number'>{100 * average['mean']:.1f} %</div>"

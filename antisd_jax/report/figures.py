@@ -1,10 +1,25 @@
 """Curves of one run as inline SVG, readable on a light and on a dark page."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 
 BLUE, RED, GREEN, GREY = "#3b82c4", "#d9603b", "#3f9b6c", "#8a8f98"
+COLOURS = (
+    "#3b82c4",
+    "#d9603b",
+    "#3f9b6c",
+    "#9a6bc2",
+    "#c79a2b",
+    "#2fa3a3",
+    "#c25b8f",
+    "#7a8b2f",
+    "#8a5a3b",
+    "#5b6ee1",
+    "#b04848",
+    "#4c9f9f",
+)
 STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
 STYLE |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "legend.frameon": False, "axes.spines.top": False}
 WINDOW = 5  # steps of the rolling mean
@@ -111,27 +126,41 @@ PANELS = (
 )
 
 
-def panels(rows: list[dict]) -> list[tuple[str, str]]:
-    """(title, SVG) of every panel that the rows have numbers for."""
+def draw(name: str, plot, folder: Path | None = None, size: tuple[float, float] = (5.2, 3.4)) -> str:
+    """The figure that plot(axes) makes, as SVG text, "" when it drew nothing; with a folder also FOLDER/NAME.png, on white."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    with plt.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axes = plt.subplots(figsize=size, layout="constrained")
+        axes.spines["right"].set_visible(False)
+        plot(axes)
+        drawn = axes.has_data()
+        axes.grid(color=GREY, alpha=0.15)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best", fontsize=9)
+        buffer = io.StringIO()
+        if drawn:
+            figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+            if folder:
+                figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
+        plt.close(figure)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :] if drawn else ""
+
+
+def panels(rows: list[dict]) -> list[tuple[str, str]]:
+    """(title, SVG) of every panel that the rows have numbers for."""
     curves, out = Curves(rows), []
     for title, name in PANELS:
-        with plt.rc_context(STYLE | {"svg.hashsalt": name}):
-            figure, axes = plt.subplots(figsize=(5.4, 3.1), layout="constrained")
+
+        def plot(axes, name=name):
             getattr(curves, name)(axes)
-            drawn = axes.has_data()
-            if drawn:
-                axes.set_xlabel("step")
-                axes.grid(color=GREY, alpha=0.15)
-                if axes.get_legend_handles_labels()[0]:
-                    axes.legend(loc="best", fontsize=9)
-                buffer = io.StringIO()
-                figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-                svg = buffer.getvalue()
-                out.append((title, svg[svg.index("<svg") :]))
-            plt.close(figure)
+            axes.set_xlabel("step")
+
+        if svg := draw(name, plot, size=(5.4, 3.1)):
+            out.append((title, svg))
     return out

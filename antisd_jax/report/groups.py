@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from antisd_jax.config import FREE
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
 from antisd_jax.results import Curve, pass_curve, table
 
-IGNORED = ("output", "seed", "steps", "log_rollouts", "dump_every", "checkpoint.", "watchdog.", "mesh.", "processes.", "init.run")
+IGNORED = (*FREE, "seed", "init.run")  # init.run is told by itself
 DRAWS = 1000  # of a bootstrap
 
 

@@ -1,13 +1,12 @@
 """The page of `antisd trace`: rollouts with their tokens coloured by u, where teacher and student agree, and what is said of which words."""
 
-import io
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from antisd_jax.files import write_atomically
-from antisd_jax.report.figures import BLUE, GREY, RED, STYLE
+from antisd_jax.report.figures import BLUE, GREY, RED, draw
 from antisd_jax.report.page import STYLE as PAGE
 from antisd_jax.text.words import first_word
 
@@ -98,24 +97,16 @@ def group_rows(tokens: list[dict], groups: dict[str, tuple[str, ...]]) -> str:
 
 def density(folder: Path, tokens: list[dict]) -> str:
     """How often the two give a sampled token which probabilities, on a logarithmic scale of colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.colors import LogNorm
-
     p_student, p_teacher = (np.exp([t[key] for t in tokens]) for key in ("s", "t"))
-    with plt.rc_context(STYLE | {"svg.hashsalt": "density"}):
-        figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+
+    def plot(axes):
+        from matplotlib.colors import LogNorm
+
         *_, image = axes.hist2d(p_student, p_teacher, bins=40, range=((0, 1), (0, 1)), norm=LogNorm(), cmap="viridis")
         axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=":")
         axes.set_xlabel("p student")
         axes.set_ylabel("p teacher")
-        bar = figure.colorbar(image, ax=axes, label="tokens")
+        bar = axes.figure.colorbar(image, ax=axes, label="tokens")
         bar.outline.set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        figure.savefig(folder / "density.png", dpi=160, facecolor="white")
-        plt.close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+
+    return draw("density", plot, folder, (5.4, 4.4))
