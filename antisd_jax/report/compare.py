@@ -105,11 +105,13 @@ def series(group: Group, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_dynamics(axes, groups: list[Group], keys) -> None:
     for g, colour in zip(groups, COLOURS * len(groups)):
-        for i, (key, dashes) in enumerate(keys):
+        name = g.name
+        for key, dashes in keys:
             steps, values = series(g, key)
             if len(steps):
                 axes.plot(steps, values, color=colour, alpha=0.2, linewidth=1, linestyle=dashes)
-                axes.plot(steps, rolling(values), color=colour, linewidth=1.8, linestyle=dashes, label=g.name if i == 0 else None)
+                axes.plot(steps, rolling(values), color=colour, linewidth=1.8, linestyle=dashes, label=name)
+                name = None  # a group stands once in the legend
     axes.set_xlabel("step")
 
 
