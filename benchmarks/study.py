@@ -96,7 +96,6 @@ QUESTIONS = (
         GRPO,
         {f"λ {x}": f"study_settings/antisd-lam_max{x}" for x in (0.05, 0.5, 1.0)} | {"λ 0.2": "embedded/antisd"},
     ),
-    Question("long", "14. The band gate at length", 100, GRPO, PLAIN | {"band gate": "study_long/antisd_band_gate"}),
     pair("group_4", "10. 64 problems × 4 rollouts", SETTINGS + "problems64-samples4"),
     pair("group_16", "10. 16 problems × 16 rollouts", SETTINGS + "problems16-samples16"),
     pair("few", "10. 4 problems × 8 rollouts", SETTINGS + "problems4-samples8"),
@@ -108,6 +107,7 @@ QUESTIONS = (
     pair("cap_256", "12. Cap of 256 tokens", SETTINGS + "response256"),
     pair("slow", "13. Learning rate 7.5e-5", SETTINGS + "lr7.5e-05"),
     pair("fast", "13. Learning rate 3e-4", SETTINGS + "lr0.0003"),
+    Question("long", "14. The band gate at length", 100, GRPO, PLAIN | {"band gate": "study_long/antisd_band_gate"}),
 )
 
 
