@@ -8,6 +8,7 @@ A process that is asked to stop (SIGTERM) stops at a safe point: a place which a
 is whole. All stop at the same one.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -58,13 +59,14 @@ class ProcessConfig:
 
 @dataclass
 class _State:
-    """Of this process. points: safe points passed so far."""
+    """Of this process. points: safe points passed so far. heard: what C calls when this process is aborted."""
 
     number: int = 0
     count: int = 1
     points: int = 0
     asked: bool = False
     watch: "Watch | None" = None
+    heard: object = None
 
 
 _here = _State()
@@ -90,6 +92,30 @@ def join(config: ProcessConfig) -> None:
         raise UserError(f"processes.coordinator: {config.coordinator} cannot be met: {str(e).splitlines()[0]}") from None
     if _here.count > 1:
         _here.watch = Watch(global_state.client, _here.number, config.patience)
+        _say_before_aborting(global_state.coordinator_address)
+
+
+def _say_before_aborting(coordinator: str) -> None:
+    """jax aborts a process as soon as the connection to the coordinator breaks, before the watch can name it: so the abort does.
+
+    An abort for another reason, while the coordinator can be reached, stays what it is.
+    """
+    host, _, port = coordinator.rpartition(":")
+    c_signal = ctypes.CDLL(None).signal  # Python's own handlers would wait for its main thread, which does not come any more
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def heard(number):
+        c_signal(number, None)
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as e:
+            why = f"process 0 at {coordinator}, the coordinator, is gone ({e})"
+            os.write(2, f"error: {why}; this process ends, too. The same command continues from the last checkpoint\n".encode())
+            os._exit(1)
+        os.kill(os.getpid(), number)
+
+    c_signal.argtypes, _here.heard = (ctypes.c_int, ctypes.c_void_p), heard  # kept, as long as it may be called
+    c_signal(signal.SIGABRT, heard)
 
 
 def first() -> bool:

@@ -1,4 +1,4 @@
-"""One of two processes that pass safe points together: `python process_watch.py PORT NUMBER WHAT`, WHAT happens to number 1 at its twentieth.
+"""One of two processes that pass safe points together: `python process_watch.py PORT NUMBER WHAT`, WHAT happens to number 1 at its twentieth (LEAD: to number 0).
 Started by test_processes.py."""
 
 import os
@@ -16,7 +16,11 @@ with processes.together():
     try:
         for point in range(1, 400):
             processes.safe_point()
+            if number == "0" and point == 20 and what == "LEAD":
+                os.kill(os.getpid(), signal.SIGKILL)
             if number == "1" and point == 20:
+                if what == "ABORT":
+                    os.abort()
                 if what == "fail":
                     raise UserError("no room on the disk")
                 if what == "break":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -89,6 +90,16 @@ def test_one_that_is_silent_is_named_by_the_others(what):
     ((status, first),) = watched(what, wait=(0,))
     assert status == 1 and f"error: process 1 on {socket.gethostname()} has given no sign of life for 10 s" in first, first
     assert time.monotonic() - began < 60
+
+
+def test_a_coordinator_that_is_gone_is_named_before_jax_aborts():
+    began = time.monotonic()
+    ((status, second),) = watched("LEAD", wait=(1,))
+    assert status == 1 and re.search(r"error: process 0 at localhost:\d+, the coordinator, is gone \(.*refused\)", second), second
+    assert time.monotonic() - began < 60
+    (_, first), (status, second) = watched("ABORT")
+    assert status == -signal.SIGABRT and "coordinator" not in second, "an abort with another reason stays one"
+    assert f"error: process 1 on {socket.gethostname()} has given no sign of life" in first
 
 
 @pytest.mark.parametrize(
