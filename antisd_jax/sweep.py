@@ -18,6 +18,7 @@ import json
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -105,7 +106,10 @@ def one(output: Path, sweep: dict, chosen: dict, given: dict, told: set[str]) ->
 
 def written(value) -> str:
     """As a command gives it, so that it is read as the same value again."""
-    return value if isinstance(value, str) and yaml.safe_load(value) == value else json.dumps(value)
+    with suppress(yaml.YAMLError):
+        if isinstance(value, str) and yaml.safe_load(value) == value:
+            return value
+    return json.dumps(value)
 
 
 def sweep(file: str, options: list[str], only_print: bool = False) -> int:
