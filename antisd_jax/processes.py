@@ -107,7 +107,7 @@ def _say_before_aborting(coordinator: str) -> None:
     def heard(number):
         c_signal(number, None)
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as e:
             why = f"process 0 at {coordinator}, the coordinator, is gone ({e})"
             os.write(2, f"error: {why}; this process ends, too. The same command continues from the last checkpoint\n".encode())
@@ -201,7 +201,7 @@ def safe_point() -> None:
 def outlive_silence() -> None:
     """Returns after the time in which the watch finds out that another process is gone, and ends this one: what broke has another reason."""
     if _here.watch:
-        time.sleep(_here.watch.patience + 5)
+        time.sleep(_here.watch.patience + 15)  # its beats, its look at the clock, and its farewell
 
 
 @contextmanager

@@ -346,7 +346,8 @@ def clocks(c: Campaign, number: int = 4) -> None:
                 start.until(lambda: False, c.chance.uniform(0, c.whole))
                 amount = sign * c.chance.choice((10, 60, 3600, 86_400))
                 if start.running():
-                    jump.write_bytes(amount.to_bytes(8, sys.byteorder, signed=True))
+                    with open(jump, "r+b") as file:  # never shorter: it is mapped
+                        file.write(amount.to_bytes(8, sys.byteorder, signed=True))
                     jumps += 1
                 try:
                     statuses = start.ended(ENDS)
