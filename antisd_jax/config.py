@@ -138,7 +138,7 @@ def parse(cls, files: list[str], overrides: list[str]):
     for override in overrides:
         key, _, text = override.partition("=")
         try:
-            value = yaml.safe_load(text)
+            value = plain_yaml(text)
         except yaml.YAMLError:
             value = text
         *parents, last = key.split(".")
@@ -149,9 +149,23 @@ def parse(cls, files: list[str], overrides: list[str]):
     return build(cls, merged)
 
 
+class _Loader(yaml.SafeLoader):
+    """Without dates: no key has one, and 2024-01-01 may name a folder."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def plain_yaml(text: str):
+    """Its value, of the types that JSON has. Raises YAMLError."""
+    return yaml.load(text, _Loader)
+
+
 def read_yaml(file: str | Path) -> dict:
     try:
-        value = yaml.safe_load(Path(file).read_text())
+        value = plain_yaml(Path(file).read_text())
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"config file {file} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
     except yaml.YAMLError as e:
@@ -269,12 +283,11 @@ def _check(c: Config) -> None:
     gate = c.method.gate
     if gate.high:
         _need(0 < gate.back <= gate.high, "method.gate.back", gate.back, f"above 0 and at most method.gate.high = {gate.high}")
-    _need(
-        not (c.method.term.outlier and c.method.lam_max > 0 and gate.statistic == "none"),
-        "method.gate.statistic",
-        gate.statistic,
-        "one that has a warm-up, over which method.term.outlier takes its deviation",
-    )
+    if c.method.term.outlier and c.method.lam_max > 0:
+        why = "with method.term.outlier, which takes the deviation of u over the gate's warm-up"
+        _need(gate.statistic != "none", "method.gate.statistic", gate.statistic, f"one that has a warm-up {why}")
+        _need(gate.warmup > 0, "method.gate.warmup", gate.warmup, f"at least 1 {why}")
+        _need(c.method.term.signal == "teacher", "method.term.signal", c.method.term.signal, f"teacher {why}")
     adaptive = gate.adaptive and gate.statistic != "teacher_perplexity"
     _need(not adaptive, "method.gate.statistic", gate.statistic, "teacher_perplexity with method.gate.adaptive")
     _need(

@@ -59,14 +59,14 @@ class ProcessConfig:
 
 @dataclass
 class _State:
-    """Of this process. points: safe points passed so far. heard: what C calls when this process is aborted."""
+    """Of this process. points: safe points passed so far. aborted: what C calls when this process is."""
 
     number: int = 0
     count: int = 1
     points: int = 0
     asked: bool = False
     watch: "Watch | None" = None
-    heard: object = None
+    aborted: object = None
 
 
 _here = _State()
@@ -80,9 +80,12 @@ def join(config: ProcessConfig) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     named = dict(coordinator_address=config.coordinator, num_processes=config.count, process_id=config.number)
+    named = named if config.coordinator != "auto" else {}
+    if named:
+        _say_before_aborting(config.coordinator)
     try:
         jax.distributed.initialize(
-            **(named if config.coordinator != "auto" else {}),
+            **named,
             initialization_timeout=max(config.patience, 300),  # hosts start one after another
             heartbeat_timeout_seconds=10**8,  # jax's go by the wall clock, which may jump; ours do not, and name the host
             shutdown_timeout_seconds=config.patience,
@@ -92,7 +95,15 @@ def join(config: ProcessConfig) -> None:
         raise UserError(f"processes.coordinator: {config.coordinator} cannot be met: {str(e).splitlines()[0]}") from None
     if _here.count > 1:
         _here.watch = Watch(global_state.client, _here.number, config.patience)
-        _say_before_aborting(global_state.coordinator_address)
+        if not named:
+            _say_before_aborting(global_state.coordinator_address)
+
+
+def _on_abort(handler) -> None:
+    """C calls it, or nothing (None). Python's own handlers would wait for its main thread, which does not come any more."""
+    c_signal = ctypes.CDLL(None).signal
+    c_signal.argtypes, _here.aborted = (ctypes.c_int, ctypes.c_void_p), handler  # kept, as long as it may be called
+    c_signal(signal.SIGABRT, handler)
 
 
 def _say_before_aborting(coordinator: str) -> None:
@@ -101,11 +112,10 @@ def _say_before_aborting(coordinator: str) -> None:
     An abort for another reason, while the coordinator can be reached, stays what it is.
     """
     host, _, port = coordinator.rpartition(":")
-    c_signal = ctypes.CDLL(None).signal  # Python's own handlers would wait for its main thread, which does not come any more
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def heard(number):
-        c_signal(number, None)
+        ctypes.CDLL(None).signal(number, None)
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except OSError as e:
@@ -114,8 +124,7 @@ def _say_before_aborting(coordinator: str) -> None:
             os._exit(1)
         os.kill(os.getpid(), number)
 
-    c_signal.argtypes, _here.heard = (ctypes.c_int, ctypes.c_void_p), heard  # kept, as long as it may be called
-    c_signal(signal.SIGABRT, heard)
+    _on_abort(heard)
 
 
 def first() -> bool:
@@ -213,6 +222,7 @@ def together():
             gathered("done")
             _here.watch.over = True
             jax.distributed.shutdown()
+            _on_abort(None)
     except BaseException as e:
         if not _here.watch:
             raise

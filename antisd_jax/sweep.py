@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from antisd_jax.config import Config, build, differences, load, read_yaml
+from antisd_jax.config import Config, build, differences, load, plain_yaml, read_yaml
 from antisd_jax.errors import UserError, nearest
 from antisd_jax.files import read_jsonl
 from antisd_jax.report.compare import write_comparison
@@ -65,7 +65,7 @@ def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
         if not isinstance(sweep[key], kind):
             raise UserError(f"{file}: {key}: got {sweep[key]!r}, wanted {what}")
     given = dict(option.split("=", 1) for option in options)
-    output = Path(given.pop("output", sweep.get("output", f"runs/sweeps/{Path(file).stem}")))
+    output = Path(given.pop("output", sweep.get("output") or f"runs/sweeps/{Path(file).stem}"))
     matrices = sweep["matrix"]
     matrices = matrices if isinstance(matrices, list) else [matrices]
     for matrix in matrices:
@@ -107,9 +107,9 @@ def one(output: Path, sweep: dict, chosen: dict, given: dict, told: set[str]) ->
 def written(value) -> str:
     """As a command gives it, so that it is read as the same value again."""
     with suppress(yaml.YAMLError):
-        if isinstance(value, str) and yaml.safe_load(value) == value:
+        if isinstance(value, str) and plain_yaml(value) == value:
             return value
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def sweep(file: str, options: list[str], only_print: bool = False) -> int:

@@ -345,7 +345,7 @@ def clocks(c: Campaign, number: int = 4) -> None:
                 start.until(lambda: start.phase(0) != "starting")
                 start.until(lambda: False, c.chance.uniform(0, c.whole))
                 amount = sign * c.chance.choice((10, 60, 3600, 86_400))
-                if start.running():
+                if jumped := start.running():
                     with open(jump, "r+b") as file:  # never shorter: it is mapped
                         file.write(amount.to_bytes(8, sys.byteorder, signed=True))
                     jumps += 1
@@ -356,8 +356,9 @@ def clocks(c: Campaign, number: int = 4) -> None:
                     for p in start.processes:
                         p.kill()
                     start.ended()
-                ends[str(statuses)] += 1
-                print(f"{kind} by {amount} s: {statuses}", flush=True)
+                if jumped:
+                    ends[str(statuses)] += 1
+                    print(f"{kind} by {amount} s: {statuses}", flush=True)
                 if statuses == [0, 0]:
                     break
             c.over(kind) if statuses == [0, 0] else c.finish(kind)

@@ -62,6 +62,16 @@ def test_outliers_need_a_warm_up():
     with pytest.raises(UserError, match="method.gate.statistic: got 'none', wanted one that has a warm-up"):
         load([], ["method.term.outlier=2", "method.gate.statistic=none"])
     load([], ["method.term.outlier=2", "method.gate.statistic=none", "method.lam_max=0"])
+    with pytest.raises(UserError, match="method.gate.warmup: got 0, wanted at least 1 with method.term.outlier"):
+        load([], ["method.term.outlier=2", "method.gate.warmup=0"])
+    with pytest.raises(UserError, match="method.term.signal: got 'length', wanted teacher with method.term.outlier"):
+        load([], ["method.term.outlier=2", "method.term.signal=length"])
+
+
+def test_a_date_is_a_text(tmp_path):
+    (tmp_path / "c.yaml").write_text("output: 2024-01-01\n")
+    assert load([str(tmp_path / "c.yaml")], ["model.revision=2024-13-45"]).output == "2024-01-01"
+    assert load([], ["output=2024-01-01", "model.revision=2024-13-45"]).model.revision == "2024-13-45"
 
 
 def test_a_bad_file_is_named(tmp_path):

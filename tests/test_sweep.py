@@ -103,11 +103,13 @@ def test_a_run_is_passed_over_only_when_it_is_kept_and_of_this_configuration(tmp
 def test_values_are_read_as_they_were_written_and_sections_may_be_empty(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "s.yaml").write_text(
-        "base:\nset: {model.revision: '1.0', prompt.instruction: '[a: {', prompt.sources: [sibling, answer], rollout.ahead: false}\nmatrix:\n"
+        "output:\nbase:\nset: {model.revision: '1.0', prompt.instruction: '[a: {', prompt.sources: [sibling, answer], rollout.ahead: false,\n"
+        " model.path: 2024-01-01, data.path: '[🙂'}\nmatrix:\n"
     )
     ((only,),) = jobs(str(tmp_path / "s.yaml"), [])[1:]
     c = load(list(only.files), list(only.options))
-    assert c.prompt.instruction == "[a: {"
+    assert (c.prompt.instruction, c.model.path, c.data.path) == ("[a: {", "2024-01-01", "[🙂")
+    assert str(only.folder) == "runs/sweeps/s/run" and '--data.path="[🙂"' in only.arguments
     assert (c.model.revision, c.prompt.sources, c.rollout.ahead) == ("1.0", ("sibling", "answer"), False)
     (tmp_path / "s.yaml").write_text("set:\nmatrix: {seed: [3]}\n")
     assert load([], list(jobs(str(tmp_path / "s.yaml"), [])[1][0].options)).seed == 3
