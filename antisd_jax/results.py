@@ -63,14 +63,14 @@ def pass_curve(n: int, correct: np.ndarray) -> np.ndarray:
     return np.array([pass_values(n, correct, k).mean() for k in range(1, n + 1)])
 
 
-def table(curves: list[Curve]) -> list[list[str]]:
+def table(curves: list[Curve], references: list[Curve] | None = None) -> list[list[str]]:
     """Rows of text, the head first: a run, its benchmarks in per cent at its best step, Average@best, Average@last, and the speed-up
-    over the first run."""
+    over its reference, the first run unless `references` has one for each."""
     names = list(dict.fromkeys(name for c in curves for step in c.steps.values() for name in step))
     out = [["run", *names, "Average@best", "Average@last", "speed-up"]]
-    for c in curves:
+    for c, reference in zip(curves, references or [curves[0]] * len(curves)):
         at = c.steps[c.best]
-        fast = speed_up(c, curves[0])
+        fast = speed_up(c, reference)
         marks = [f"{100 * at[name]:.1f}" if name in at else "–" for name in names]
         averages = [f"{100 * c.average(step):.1f} @{step}" for step in (c.best, c.last)]
         out.append([c.name, *marks, *averages, "never" if fast is None else f"{fast:.2f}×"])

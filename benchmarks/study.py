@@ -249,7 +249,7 @@ def draw_curves(axes, runs: dict[str, dict[int, Record]], last: int) -> None:
     for colour, (label, found) in zip(COLOURS, runs.items()):
         for run in found.values():
             steps = common([run], last)
-            axes.plot(steps, shares(run, steps).mean(1), color=colour, alpha=0.2, linewidth=1)
+            axes.plot(steps, shares(run, steps).mean(1), color=colour, alpha=0.35, linewidth=1)
         mean = curve(list(found.values()), common(list(found.values()), last))
         axes.plot(list(mean.steps), [mean.average(s) for s in mean.steps], color=colour, linewidth=2, marker="o", markersize=3, label=label)
     axes.set_xlabel("step")

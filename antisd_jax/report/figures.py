@@ -1,6 +1,7 @@
 """Curves of one run as inline SVG, readable on a light and on a dark page."""
 
 import io
+from colorsys import hsv_to_rgb
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,14 @@ COLOURS = (
     "#b04848",
     "#4c9f9f",
 )
+
+
+def colours(count: int) -> list[str]:
+    """So many different ones: those above, then hues a golden angle apart."""
+    more = (hsv_to_rgb(i * 0.618 % 1, 0.8, 0.5 + 0.3 * (i % 2)) for i in range(count - len(COLOURS)))
+    return [*COLOURS[:count], *("#" + "".join(f"{round(255 * x):02x}" for x in rgb) for rgb in more)]
+
+
 STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": GREY, "axes.labelcolor": GREY}
 STYLE |= {"axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY, "legend.frameon": False, "axes.spines.top": False}
 WINDOW = 5  # steps of the rolling mean
@@ -55,7 +64,7 @@ class Curves:
         """The raw curve faint, its rolling mean bold."""
         steps, values = self.column(key)
         if len(steps):
-            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(steps, values, color=colour, alpha=0.4, linewidth=1)
             axes.plot(steps, rolling(values), color=colour, linewidth=2, label=label)
 
     def accuracy(self, axes) -> None:
@@ -126,8 +135,9 @@ PANELS = (
 )
 
 
-def draw(name: str, plot, folder: Path | None = None, size: tuple[float, float] = (5.2, 3.4)) -> str:
-    """The figure that plot(axes) makes, as SVG text, "" when it drew nothing; with a folder also FOLDER/NAME.png, on white."""
+def draw(name: str, plot, folder: Path | None = None, size: tuple[float, float] = (4.4, 3.0), legend: bool = True) -> str:
+    """The figure that plot(axes) makes, as SVG text, "" when it drew nothing; with a folder also FOLDER/NAME.png, on white. Without `legend` the
+    page has one for all of its figures, and the picture has it below."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,16 +147,19 @@ def draw(name: str, plot, folder: Path | None = None, size: tuple[float, float] 
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         axes.spines["right"].set_visible(False)
         plot(axes)
-        drawn = axes.has_data()
+        drawn, named = axes.has_data(), len(axes.get_legend_handles_labels()[0])
         axes.grid(color=GREY, alpha=0.15)
         axes.set_axisbelow(True)
-        if axes.get_legend_handles_labels()[0]:
+        if named and legend:
             axes.legend(loc="best", fontsize=9)
         buffer = io.StringIO()
         if drawn:
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-            if folder:
-                figure.savefig(folder / f"{name}.png", dpi=160, facecolor="white")
+        if drawn and folder:
+            if named and not legend:
+                figure.set_size_inches(size[0], size[1] + 0.19 * named)
+                figure.legend(loc="outside lower left", fontsize=9)
+            figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
         plt.close(figure)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :] if drawn else ""
@@ -161,6 +174,6 @@ def panels(rows: list[dict]) -> list[tuple[str, str]]:
             getattr(curves, name)(axes)
             axes.set_xlabel("step")
 
-        if svg := draw(name, plot, size=(5.4, 3.1)):
+        if svg := draw(name, plot, size=(4.4, 2.9)):
             out.append((title, svg))
     return out

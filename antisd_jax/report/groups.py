@@ -14,6 +14,9 @@ from antisd_jax.files import read_jsonl
 from antisd_jax.results import Curve, pass_curve, table
 
 IGNORED = (*FREE, "seed", "init.run")  # init.run is told by itself
+SECTION = ("model.", "data.", "eval.data", "init.run", "prompt.thinking")  # curves of other models or problems are not drawn together
+CREDIT = ("method.", "prompt.sources", "prompt.shuffled", "prompt.solution_tokens")  # what runs of one setting differ in
+LAST = ("Average@best", "Average@last", "speed-up", "compared with", "difference")  # columns of a table, after the benchmarks
 DRAWS = 1000  # of a bootstrap
 
 
@@ -29,20 +32,30 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed alone. section: what tells its model, data and start from those of other groups, "" where nothing does."""
 
     name: str
     runs: list[Run]
+    section: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.section}: {self.name}" if self.section else self.name
 
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """(steps, mean over the runs that have the key at that step)."""
+        """(steps, mean over the runs that have the key at that step), as far as all runs go."""
         values: dict[int, list[float]] = {}
+        end = min(self.ends())
         for run in self.runs:
             for row in run.rows:
-                if key in row:
+                if key in row and row["step"] <= end:
                     values.setdefault(row["step"], []).append(row[key])
         steps = sorted(values)
         return np.array(steps), np.array([np.mean(values[s]) for s in steps])
+
+    def ends(self) -> list[int]:
+        """The last step of each run."""
+        return [run.rows[-1]["step"] for run in self.runs]
 
     def steps(self) -> list[int]:
         """At which every run was evaluated."""
@@ -62,13 +75,35 @@ class Group:
             out[step] = {name: float(np.mean(values)) for name, values in found.items()}
         return Curve(self.name, out)
 
+    def shares(self, step: int) -> list[np.ndarray] | None:
+        """Of each benchmark, by name, the share of correct samples [S P] of every seed and problem; None where the generations of that step are
+        not at hand, or the runs have other problems."""
+        out = []
+        for name, problems in sorted(self.runs[0].solved.get(step, {}).items()):
+            rows = [run.solved.get(step, {}).get(name, {}) for run in self.runs]
+            if any(row.keys() != problems.keys() for row in rows):
+                return None
+            out.append(np.array([[row[i].mean() for i in sorted(row)] for row in rows]))
+        return out or None
+
     def interval(self, step: int) -> tuple[float, float] | None:
-        """95 % of the Average, by resampling seeds and problems; None where the generations of that step are not at hand."""
-        if not all(step in run.solved for run in self.runs):
+        """95 % of the Average, by resampling seeds and problems; None without `shares`."""
+        shares = self.shares(step)
+        return shares and hierarchical(shares)
+
+    def difference(self, other: "Group") -> tuple[int, float, float, float] | None:
+        """(the last step that both were evaluated at, the Average there minus the other's, and its 95 % interval), of the seeds that both have,
+        on the same problems; None where there are none."""
+        theirs = {run.config.get("seed"): run for run in other.runs}
+        pairs = [(run, theirs[seed]) for run in self.runs if (seed := run.config.get("seed")) in theirs]
+        mine, others = (Group("", list(side)) for side in zip(*pairs)) if pairs else (None, None)
+        if not pairs or not (steps := set(mine.steps()) & set(others.steps())):
             return None
-        names = list(self.runs[0].solved[step])
-        shares = [np.array([[x.mean() for _, x in sorted(run.solved[step][name].items())] for run in self.runs]) for name in names]
-        return hierarchical(shares)
+        a, b = mine.shares(max(steps)), others.shares(max(steps))
+        if not a or not b or [x.shape for x in a] != [x.shape for x in b]:
+            return None
+        gaps = [x - y for x, y in zip(a, b)]
+        return max(steps), float(np.mean([x.mean() for x in gaps])), *hierarchical(gaps)
 
     def passes(self, step: int) -> dict[str, np.ndarray]:
         """Of each benchmark pass@1 … pass@k, the unbiased estimator, mean over problems and seeds."""
@@ -119,41 +154,89 @@ def _flat(values: dict, path: str = "") -> dict:
     return out
 
 
+def comparable(run: Run) -> dict:
+    """The keys that decide what a run's numbers are compared with. Continuations of one method's seeds belong together."""
+    parent = re.sub(r"seed-?\d+", "seed", str(run.config.get("init.run", "")))
+    return {k: v for k, v in run.config.items() if not k.startswith(IGNORED)} | {"init.run": parent}
+
+
+def part(config: dict, keys: tuple[str, ...] = ("",), within: bool = True) -> str:
+    """What the keys that begin so, or all others, are, in one text."""
+    return json.dumps({k: v for k, v in config.items() if k.startswith(keys) == within}, sort_keys=True)
+
+
 def grouped(runs: list[Run]) -> list[Group]:
-    """Groups in the order of their first runs, named by what tells them apart."""
-    together: dict[str, list[Run]] = {}
+    """Groups in the order of their first runs, those of one section together, named by what tells them apart."""
+    together: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        parent = re.sub(r"seed-?\d+", "seed", str(run.config.get("init.run", "")))  # continuations of one method's seeds belong together
-        key = json.dumps([parent, {k: v for k, v in run.config.items() if not k.startswith(IGNORED)}], sort_keys=True)
-        while any(r.config.get("seed") == run.config.get("seed") for r in together.get(key, [])):
+        config = comparable(run)
+        section, key = together.setdefault(part(config, SECTION), {}), part(config)
+        while any(r.config.get("seed") == run.config.get("seed") for r in section.get(key, [])):
             key += "again"  # the same seed once more is no other seed: it stands alone
-        together.setdefault(key, []).append(run)
-    firsts = [members[0].config for members in together.values()]
-    groups = [Group(_name(members, firsts), members) for members in together.values()]
-    names = [g.name for g in groups]
-    for g in groups:  # names that do not tell them apart give way to those of folders
-        if names.count(g.name) > 1:
-            g.name = g.runs[0].name
-    taken: Counter[str] = Counter()
-    for g in groups:
-        taken[g.name] += 1
-        g.name += f" ({taken[g.name]})" if taken[g.name] > 1 else ""
+        section.setdefault(key, []).append(run)
+    firsts = [comparable(next(iter(section.values()))[0]) for section in together.values()]
+    keys = [k for k in sorted(firsts[0], key=lambda k: k != "model.path") if k.startswith(SECTION)]
+    groups, titles = [], unlike([named(c, telling(firsts, keys)) for c in firsts], [""] * len(firsts))
+    for title, section in zip(titles, together.values()):
+        members = list(section.values())
+        configs = [comparable(m[0]) for m in members]
+        names = [_name(c, [x for x in configs if x.get("method.name") == c.get("method.name")]) for c in configs]
+        names = unlike(names, [m[0].name for m in members])
+        groups += [Group(name, m, title if len(together) > 1 else "") for name, m in zip(names, members)]
     return groups
 
 
-def _name(members: list[Run], firsts: list[dict]) -> str:
-    """method.name, and what else differs among the groups of that method."""
-    mine = members[0].config
-    alike = [c for c in firsts if c.get("method.name") == mine.get("method.name")]
-    keys = [k for k in mine if not k.startswith(IGNORED) and len({json.dumps(c.get(k)) for c in alike}) > 1]
-    return ", ".join([str(mine.get("method.name", members[0].name)), *(f"{k.rpartition('.')[2]} {_short(mine[k])}" for k in keys)])
+def telling(configs: list[dict], keys: list[str]) -> list[str]:
+    """The first keys that tell the configurations apart as well as all of them do."""
+    out: list[str] = []
+    for key in keys:
+        kinds = [len({json.dumps([c.get(k) for k in some]) for c in configs}) for some in (out, [*out, key])]
+        out += [key] if kinds[1] > kinds[0] else []
+    return out
+
+
+def named(config: dict, keys: list[str]) -> str:
+    lasts = Counter(key.rpartition(".")[2] for key in keys)
+    short = {key: key if lasts[last := key.rpartition(".")[2]] > 1 else last for key in keys}
+    return ", ".join(_short(config.get(key)) if key == "model.path" else f"{short[key]} {_short(config.get(key))}" for key in keys)
+
+
+def _name(config: dict, alike: list[dict]) -> str:
+    """method.name, and what else tells it from the groups of that method."""
+    keys = [k for k in config if k != "method.name"]
+    return ", ".join(filter(None, [str(config.get("method.name", "run")), named(config, telling(alike, keys))]))
+
+
+def unlike(names: list[str], folders: list[str]) -> list[str]:
+    """Names that do not tell apart give way to those of folders, or get a number."""
+    names = [folder or name if names.count(name) > 1 else name for name, folder in zip(names, folders)]
+    return [f"{name} ({names[: i + 1].count(name)})" if name in names[:i] else name for i, name in enumerate(names)]
 
 
 def _short(value) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else Path(value).name if isinstance(value, str) else str(value)
 
 
-def results_table(groups: list[Group]) -> list[list[str]]:
-    """results.table of the groups' mean curves, with the number of seeds; runs without an evaluation are left out by the caller."""
-    rows = table([g.curve() for g in groups])
-    return [[*row[:1], "seeds" if i == 0 else str(len(groups[i - 1].runs)), *row[1:]] for i, row in enumerate(rows)]
+def reference(group: Group, section: list[Group]) -> Group:
+    """What a group is compared with: the GRPO of its setting (λ_max = 0, all else but the credit alike), else the section's first group."""
+    setting = part(comparable(group.runs[0]), CREDIT, within=False)
+    for other in section:
+        config = comparable(other.runs[0])
+        if config.get("method.lam_max") == 0 and part(config, CREDIT, within=False) == setting:
+            return other
+    return section[0]
+
+
+def results_table(section: list[Group]) -> list[list[str]]:
+    """results.table of the groups' mean curves, with the number of seeds, what each is compared with, and the difference at the last step of both.
+    The row "base" is the first group before training. Runs without an evaluation are left out by the caller."""
+    first, others = section[0].curve(), [reference(g, section) for g in section]
+    bases = [Curve("base", {0: first.steps[0]})] if 0 in first.steps else []
+    head, *rows = table([*bases, *(g.curve() for g in section)], [*bases, *(other.curve() for other in others)])
+    out = [["run", "seeds", *head[1:-3], *LAST]]
+    out += [["base", str(len(section[0].runs)), *row[1:-1], "–", "–", "–"] for row in rows[: len(bases)]]
+    for row, g, other in zip(rows[len(bases) :], section, others):
+        gap = g.difference(other) if g is not other else None
+        told = "{1:+.1f} ({2:+.1f} … {3:+.1f}) @{0}".format(gap[0], *(100 * x for x in gap[1:])) if gap else "–"
+        out.append([g.name, str(len(g.runs)), *row[1:], other.name if g is not other else "–", told])
+    return out

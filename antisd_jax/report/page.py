@@ -37,7 +37,7 @@ def write_report(run: str | Path) -> Path:
 <title>{escape(folder.name)} · antisd</title><style>{STYLE}</style></head><body>
 <h1>{escape(folder.name)}</h1><div class="faint">step {rows[-1]["step"]}</div>
 <h2>Result</h2><div class="grid numbers">{headline(rows)}</div>
-<h2>Warnings</h2><div class="card">{warnings(rows, settings)}</div>
+<h2>Warnings</h2><div class="card">{warnings(failures(rows, yaml.safe_load(settings).get("watchdog", {})))}</div>
 <h2>Curves</h2><div class="faint">raw faint, mean of 5 steps bold</div><div class="grid">{cards}</div>
 <h2>Rollouts</h2><div class="grid">{rollout_cards(read_jsonl(folder / "rollouts.jsonl"))}</div>
 <h2>Time of a step</h2><div class="card">{time_table(rows)}</div>
@@ -69,11 +69,13 @@ def headline(rows: list[dict]) -> str:
     )
 
 
-def warnings(rows: list[dict], settings: str) -> str:
-    """When which failure mode set in, and the number that gave it away."""
+def failures(rows: list[dict], levels: dict) -> list[tuple[int, str, str]]:
+    """When which failure mode set in, and the number that gave it away; levels: the keys of `watchdog`."""
     steps = [row for row in rows if "actor/entropy" in row]
-    levels = yaml.safe_load(settings).get("watchdog", {})
-    told = story(steps, WatchdogConfig(**levels | {"stop": tuple(levels.get("stop", ()))}))
+    return story(steps, WatchdogConfig(**levels | {"stop": tuple(levels.get("stop", ()))}))
+
+
+def warnings(told: list[tuple[int, str, str]]) -> str:
     if not told:
         return '<span class="faint">none of the known failure modes</span>'
     return "".join(f'<div>step {step} · <span class="bad">{mode}</span> · {escape(sentence)}</div>' for step, mode, sentence in told)
