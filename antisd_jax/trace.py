@@ -89,7 +89,8 @@ def trace(run: str, t: TraceConfig) -> Path:
         ids = rollouts.tokens[p, g, :n].tolist()
         texts = pieces(policy.prompts.tokenizer, ids)
         scores = (x[i, :n] for x in (student.logprobs, teacher.logprobs, student.entropies, teacher.entropies))
-        tokens.append(token_rows({"rollout": i, "problem": problems[p].id, "sample": g}, ids, texts, *scores))
+        of = ("rollout", "problem", "sample", "outcome", "context_source", "gate")
+        tokens.append(token_rows({key: rows[-1][key] for key in of}, ids, texts, *scores))
     words = word_table([t for row, own in zip(rows, tokens) if row["acts"] for t in own], t.least)
     for name, lines in (("rollouts", rows), ("tokens", chain.from_iterable(tokens))):
         write_atomically(out / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from browser import readable
 
 from antisd_jax.cli import main
 from antisd_jax.config import dump, load
@@ -74,6 +75,7 @@ def test_seeds_are_one_group_and_the_table_is_that_of_their_means(runs, tmp_path
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "6 runs in 3 groups" in page and "Missing" not in page and page.count("<svg") == 7
+    readable(page, tmp_path)
     assert "step 20 · " not in page and "none of the known failure modes" in page
 
 

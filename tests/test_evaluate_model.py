@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from browser import readable
 from conftest import ROOT
 
 from antisd_jax import config
@@ -80,7 +81,8 @@ def test_the_average_is_unweighted_and_every_problem_is_counted(tmp_path, other)
     assert numbers["average"]["mean"] == pytest.approx(np.mean([r.average for r in results]))
     counts = [line.split(",") for line in (tmp_path / "out" / "problems.csv").read_text().splitlines()[1:]]
     assert sum(int(c[2]) for c in counts) == sum(row["outcome"] == "correct" for row in rows)
-    assert (tmp_path / "out" / "pass_at_k.png").stat().st_size > 5000 and "<svg" in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "pass_at_k.png").stat().st_size > 5000 and "<svg" in (page := (tmp_path / "out" / "report.html").read_text())
+    readable(page, tmp_path)
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(run, tmp_path):

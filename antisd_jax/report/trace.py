@@ -43,8 +43,8 @@ def write_trace(
 <h1>{escape(name)}</h1><div class="faint">{len(rows)} rollouts, {sum(map(len, tokens))} tokens; gate: {rows[0]["gate"]}{met}</div>
 <p>u = t − s: the teacher suppresses −{RANGE:g} <span class="scale" style="background: linear-gradient(90deg, {scale})"></span> +{RANGE:g} boosts.
 AntiSD rewards what it suppresses. Point at a token for its numbers.</p>
-<h2>Words</h2><div class="two"><div class="card wide"><h3>suppressed most</h3>{word_rows(words[:12])}</div>
-<div class="card wide"><h3>boosted most</h3>{word_rows(words[::-1][:12])}</div><div class="card wide"><h3>lists</h3>{group_rows(acting, groups)}</div>
+<h2>Words</h2><div class="two"><div class="card wide"><h3>suppressed most</h3>{word_rows([w for w in words if w["u_mean"] < 0][:12])}</div>
+<div class="card wide"><h3>boosted most</h3>{word_rows([w for w in words[::-1] if w["u_mean"] > 0][:12])}</div><div class="card wide"><h3>lists</h3>{group_rows(acting, groups)}</div>
 <div class="card"><h3>probabilities of the sampled tokens</h3>{density(folder, acting) if acting else ""}</div></div>
 <h2>Rollouts</h2>{cards}{left}
 </body></html>
