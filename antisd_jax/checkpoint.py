@@ -26,12 +26,11 @@ from antisd_jax.types import TrainState
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """every: steps between checkpoints (the last step always gets one). keep: how many of the last stay. best: how many stay besides, of
-    those at whose step eval/average was highest."""
+    """How often a checkpoint is written, and which stay."""
 
-    every: int = 10
-    keep: int = 2
-    best: int = 1
+    every: int = 10  # from one checkpoint to the next (the last step always gets one), 0 none [steps; ours]
+    keep: int = 2  # how many of the last checkpoints stay [checkpoints; ours]
+    best: int = 1  # how many stay besides, of those at whose step eval/average was highest [checkpoints; ours]
 
 
 class Checkpoints:

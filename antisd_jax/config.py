@@ -50,30 +50,29 @@ FREE = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """path: a Hugging Face folder, a hub name (its `revision` is downloaded), or "tiny" for the embedded model.
-    dtype: of activations; weights are kept in float32."""
+    """The policy, and the numbers it computes in."""
 
-    path: str = "tiny"
-    revision: str = "main"  # branch, tag or commit on the hub
-    dtype: str = "float32"
+    path: str = "tiny"  # a Hugging Face folder, a hub name (its `revision` is downloaded), or "tiny" for the embedded model [–; –]
+    revision: str = "main"  # branch, tag or commit on the hub [–; –]
+    dtype: str = "float32"  # type of activations, float32 or bfloat16; weights are kept in float32 [–; ours]
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Budgets in tokens: the student's prompt, the teacher's privileged prompt, the response."""
+    """Budgets of the student's prompt, the teacher's privileged prompt, and the response."""
 
-    prompt: int = 24  # tokens of the student's prompt at most; problems with longer ones are skipped
-    context: int = 128  # tokens of the teacher's privileged prompt at most
-    response: int = 96  # tokens of a response at most
+    prompt: int = 24  # the longest prompt of the student; problems with longer ones are skipped [tokens; ours]
+    context: int = 128  # the longest privileged prompt of the teacher [tokens; ours]
+    response: int = 96  # the longest response; 16384 in the released launcher, 32768 for a thinking model [tokens; ours]
 
 
 @dataclass(frozen=True)
 class Method:
     """The credit of a token: group advantage plus λ · term, with λ = g · lam_max."""
 
-    name: str = "antisd"  # said in the plan and in reports
-    lam_max: float = 0.5  # strength λ of the term while the gate is open; 0 is GRPO; the paper's 0.5
-    normalise: bool = True  # divide the group advantage by the group's deviation; False is Dr.GRPO's
+    name: str = "antisd"  # said in the plan and in reports [–; –]
+    lam_max: float = 0.5  # strength λ of the term while the gate is open; 0 is GRPO [–; paper]
+    normalise: bool = True  # divide the group advantage by the group's deviation; false is Dr.GRPO's [–; paper]
     term: Term = field(default_factory=Term)
     gate: Gate = field(default_factory=Gate)
 
@@ -90,22 +89,21 @@ class Method:
 
 @dataclass(frozen=True)
 class InitConfig:
-    """run: go on from another run's weights, moments and place in its data, as RUN or RUN@STEP (its last checkpoint). optimizer: its
-    moments, or new ones."""
+    """Where a run's first weights come from, if not from `model.path`."""
 
-    run: str = ""
-    optimizer: bool = True
+    run: str = ""  # go on from another run's weights, moments and place in its data: RUN (its last checkpoint) or RUN@STEP [–; –]
+    optimizer: bool = True  # take over that run's moments of AdamW; false begins with new ones [–; paper]
 
 
 @dataclass(frozen=True)
 class Config:
-    output: str = "runs/antisd"  # the run folder
-    seed: int = 0  # of sampling, the order of problems, and the choice of siblings
-    steps: int = 200  # of training in all; the paper's 200
-    problems: int = 32  # of a step; the paper's 32
-    samples: int = 8  # rollouts of each problem; the paper's 8
-    log_rollouts: int = 64  # written to rollouts.jsonl at a step; 0 none, -1 all
-    dump_every: int = 0  # steps between dumps of all rollouts and scores, for `antisd replay`; 0 none
+    output: str = "runs/antisd"  # the run folder [–; –]
+    seed: int = 0  # the seed of sampling, of the order of problems, and of the choice of siblings [–; –]
+    steps: int = 200  # steps of training in all [steps; paper]
+    problems: int = 32  # problems of a step [problems; paper]
+    samples: int = 8  # rollouts of each problem, the group of the advantage [rollouts; paper]
+    log_rollouts: int = 64  # rollouts written to rollouts.jsonl at each step; 0 none, -1 all [rollouts; ours]
+    dump_every: int = 0  # from one dump of all rollouts and scores to the next, for `antisd replay`; 0 none [steps; ours]
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)

@@ -27,14 +27,13 @@ DRAWS = 1000  # of a bootstrap
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """every: steps between evaluations (step 0 and the last step always), 0 none. data: the benchmarks, "NAME" or "NAME@k".
-    samples: k, where none is given. limit: first problems of each only, 0 all. response: tokens at most, 0: as many as in training."""
+    """When, on what and how long the policy is evaluated; its `sampling` has defaults of its own."""
 
-    every: int = 10
-    data: tuple[str, ...] = ("countdown:eval",)
-    samples: int = 4
-    limit: int = 0
-    response: int = 0
+    every: int = 10  # from one evaluation to the next (step 0 and the last step always have one), 0 none [steps; paper]
+    data: tuple[str, ...] = ("countdown:eval",)  # the benchmarks, "NAME" or "NAME@k" [–; ours]
+    samples: int = 4  # k of a benchmark that names none, the samples of each problem; the paper's 32, on MinervaMath 4 [rollouts; ours]
+    limit: int = 0  # only the first problems of each benchmark, 0 all [problems; ours]
+    response: int = 0  # the longest response, 0: as in training [tokens; ours]
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_p=0.95))
 
     def benchmarks(self) -> list[Benchmark]:

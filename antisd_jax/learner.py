@@ -25,21 +25,21 @@ from antisd_jax.types import Batch, Scores, TrainState
 class OptimConfig:
     """AdamW, its constant learning rate, and the shape of an update."""
 
-    lr: float = 1e-6  # AdamW's learning rate, constant; the paper's 1e-6
-    beta1: float = 0.9  # AdamW's, of the first moment
-    beta2: float = 0.999  # AdamW's, of the second moment
-    weight_decay: float = 0.01  # AdamW's
-    max_grad_norm: float = 1.0  # the gradient is scaled down to this norm
-    clip_low: float = 0.2  # the ratio of probabilities counts from 1 − this; the paper's 0.2
-    clip_high: float = 0.2  # … up to 1 + this; the paper's 0.2
-    aggregation: str = "token_mean"  # of the loss: token_mean, sequence_mean, constant
-    mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss
-    importance_cap: float = 0.0  # of the truncated importance weight between sampler and trainer (2 is usual); 0: no such weight
-    minibatches: int = 1  # optimizer steps a batch; beyond 1 the ratio is taken against a scoring pass before them
-    micro_tokens: int = 8192  # of one forward and backward pass, in each shard of rows: rows × length, at least one row
-    moments: str = "float32"  # of AdamW's first moment; bfloat16 halves it
-    offload: bool = False  # AdamW's moments wait in the host's memory, and are on the device for its step alone
-    remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone)
+    lr: float = 1e-6  # AdamW's learning rate, constant [–; paper]
+    beta1: float = 0.9  # AdamW's decay of the first moment [–; verl]
+    beta2: float = 0.999  # AdamW's decay of the second moment [–; verl]
+    weight_decay: float = 0.01  # AdamW's weight decay [–; verl]
+    max_grad_norm: float = 1.0  # the gradient is scaled down to this norm [–; verl]
+    clip_low: float = 0.2  # the ratio of probabilities counts from 1 − this [–; paper]
+    clip_high: float = 0.2  # the ratio of probabilities counts up to 1 + this [–; paper]
+    aggregation: str = "token_mean"  # how the loss weighs tokens: token_mean, sequence_mean, constant [–; verl]
+    mask_truncated: bool = False  # leave rollouts that hit the length cap out of the loss [–; ours]
+    importance_cap: float = 0.0  # caps a token's importance weight between sampler and trainer (2 is usual); 0: no such weight [–; ours]
+    minibatches: int = 1  # optimizer updates of a step; beyond 1 the ratio is taken against a scoring pass before them [updates; paper]
+    micro_tokens: int = 8192  # size of one forward and backward pass in each shard of rows: rows × length, at least one row [tokens; ours]
+    moments: str = "float32"  # type of AdamW's first moment; bfloat16 halves it [–; ours]
+    offload: bool = False  # AdamW's moments wait in the host's memory, and are on the device for its step alone [–; ours]
+    remat: str = "none"  # what the backward pass finds of a layer: none (all of it), dots, attention, full (its input alone) [–; ours]
 
 
 @struct.dataclass

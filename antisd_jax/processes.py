@@ -37,14 +37,12 @@ class Preempted(Exception):
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """coordinator: HOST:PORT of process 0, the same in all processes; "auto": as a TPU pod's metadata, SLURM or Kubernetes say; "": one
-    process. count, number: how many there are, and which this one is, where a coordinator is named. patience: seconds without a
-    sign of life after which the others give a process up."""
+    """The processes of a run on several hosts."""
 
-    coordinator: str = ""
-    count: int = 1
-    number: int = 0
-    patience: int = 60
+    coordinator: str = ""  # HOST:PORT of process 0, the same in all; "auto": as a TPU pod, SLURM or Kubernetes say; "": one process [–; –]
+    count: int = 1  # how many there are, where a coordinator is named by HOST:PORT [processes; –]
+    number: int = 0  # which of them this one is, counted from 0 [–; –]
+    patience: int = 60  # time without a sign of life after which the others give a process up; at least 5 [seconds; ours]
 
     def __post_init__(self):
         if self.patience < 5:

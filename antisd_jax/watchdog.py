@@ -7,16 +7,16 @@ MODES = ("capped", "diverging", "collapse", "drift", "over-ascent", "flat", "bli
 
 @dataclass(frozen=True)
 class WatchdogConfig:
-    """Levels at which a warning is given. window: steps over which a trend is judged. stop: modes that end the run."""
+    """Levels at which a warning is given, and what a warning does."""
 
-    stop: tuple[str, ...] = ()
-    window: int = 10
-    capped: float = 0.5  # share of responses at the length cap
-    sibling: float = 0.25  # least share of contexts that show a verified solution
-    entropy_floor: float = 0.01  # nats, of the teacher at warm-up
-    entropy_fall: float = 0.3  # of the student's entropy, as a fraction of the run's first
-    entropy_rise: float = 1.3  # of the teacher's entropy, as a multiple of the run's first
-    probs_diff: float = 0.01  # mean difference of the sampled tokens' probabilities, sampler against trainer
+    stop: tuple[str, ...] = ()  # modes that end the run; every mode warns [–; ours]
+    window: int = 10  # steps over which a trend is judged [steps; ours]
+    capped: float = 0.5  # warns above this share of responses at the length cap [share; ours]
+    sibling: float = 0.25  # warns below this share of contexts that show a worked solution [share; ours]
+    entropy_floor: float = 0.01  # warns below this entropy of the teacher at the run's first step [nats; ours]
+    entropy_fall: float = 0.3  # warns when the student's entropy is below this multiple of its first [multiple; ours]
+    entropy_rise: float = 1.3  # warns when responses grow and the teacher's entropy is above this multiple of its first [multiple; ours]
+    probs_diff: float = 0.01  # warns above this mean difference between sampler's and trainer's probability of a token [–; ours]
 
 
 def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:

@@ -39,14 +39,14 @@ class MeshConfig:
     """Devices along each mesh axis; data = -1 takes what the others leave.
 
     fsdp splits weights and rows, tensor splits heads, feed-forward and vocabulary, expert splits the experts of a mixture
-    (and rows: every device works on its own rows outside the experts). topology: the hardware that `antisd plan` compiles for.
+    (and rows: every device works on its own rows outside the experts).
     """
 
-    data: int = -1  # devices among which rows alone are split; -1 takes what the others leave
-    fsdp: int = 1  # devices that split rows, and weights and moments by width
-    tensor: int = 1  # devices that split heads, feed-forward and vocabulary
-    expert: int = 1  # devices that split the experts of a mixture, and rows
-    topology: str = ""
+    data: int = -1  # devices among which rows alone are split; -1 takes what the others leave [devices; ours]
+    fsdp: int = 1  # devices that split rows, and weights and moments by width [devices; ours]
+    tensor: int = 1  # devices that split heads, feed-forward and vocabulary [devices; ours]
+    expert: int = 1  # devices that split the experts of a mixture, and rows [devices; ours]
+    topology: str = ""  # the hardware that `antisd plan` compiles for [–; –]
 
     def __post_init__(self):
         for name in ("fsdp", "tensor", "expert"):

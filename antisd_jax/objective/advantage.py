@@ -15,27 +15,22 @@ LOG2 = 0.6931471805599453
 
 @dataclass(frozen=True)
 class Term:
-    """A per-token term λ · sign · shape(u) · weight, of which every method is a value.
+    """A per-token term λ · sign · shape(u) · weight, of which every method is a value. `outlier` to `bound` act in this order.
 
-    sign: −1 rewards what the teacher suppresses (AntiSD), +1 what it boosts (self-distillation). shape: "jsd" is φ(u), "linear" is u.
-    signal: "teacher" is u = t − s; "student" puts s itself in the place of u, "length" the response's length, normalised in its group as
-    rewards are. composition: "additive" has weight 1, "multiplicative" has weight A_seq.
-
-    outlier: |u| above so many deviations of u over the gate's warm-up counts
-    as 0. clamp: |u| at most. standardise: sign · shape(u) has mean 0 and deviation 1 over each response. bound: |term| at most, after that.
-    longest: a response of so many tokens or more has no term; these five are the released code's, each off by default. words: only tokens whose first word is one of these.
+    signal: "teacher" is u = t − s; "student" puts s itself in the place of u, "length" the response's length, normalised in its group
+    as rewards are [–; paper].
     """
 
-    sign: int = -1
-    shape: str = "jsd"
+    sign: int = -1  # −1 rewards what the teacher suppresses (AntiSD), +1 what it boosts (self-distillation) [–; paper]
+    shape: str = "jsd"  # "jsd" is φ(u), "linear" is u [–; paper]
     signal: str = "teacher"
-    composition: str = "additive"
-    outlier: float = 0.0
-    clamp: float = 0.0
-    standardise: bool = False
-    bound: float = 0.0
-    longest: int = 0
-    words: tuple[str, ...] = ()
+    composition: str = "additive"  # "additive" has weight 1, "multiplicative" has weight A_seq [–; paper]
+    outlier: float = 0.0  # |u| above so many deviations of u over the gate's warm-up counts as 0; 0 off, the released code's 2 [–; paper]
+    clamp: float = 0.0  # |u| at most; 0 off, the released code's 5 [nats; paper]
+    standardise: bool = False  # sign · shape(u) has mean 0 and deviation 1 over each response; the released code's true [–; paper]
+    bound: float = 0.0  # |term| at most, in nats or in deviations (`standardise`); 0 off, the released code's 5 [–; paper]
+    longest: int = 0  # a response of so many tokens or more has no term; 0 off, the released code's 12000 [tokens; paper]
+    words: tuple[str, ...] = ()  # only tokens whose first word is one of these; none given: all tokens [–; ours]
 
 
 def group_advantage(rewards: np.ndarray, normalise: bool = True) -> np.ndarray:

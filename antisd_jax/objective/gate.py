@@ -16,23 +16,23 @@ class GateCannotArm(UserError):
 
 @dataclass(frozen=True)
 class Gate:
-    """statistic "none" is a gate that is open from the first step. down and up are fractions of the warm-up median.
+    """A trigger on a statistic H of each step, against its level H_warm over the warm-up.
 
-    floor: the least warm-up level of an entropy statistic, in nats, at which the gate still arms. high, back: fractions of H_warm, too: it also
-    closes above `high`, and opens again at `back` or below; high = 0 has no such band. least: τ_down is at least this. lagged: the
-    statistic of the step before decides. adaptive: of each response, instead of one λ for all,
-    λ_i = clip(adaptive · log(clip(ppl_i / τ_down, 0.5, 3)), 0, λ_max), and 0 where its teacher's perplexity ppl_i is above 3.
+    statistic: what H is: token_mean or token_median of the teacher's entropies (nats), teacher_perplexity, student_perplexity; "none" is
+    a gate that is open from the first step. The paper says median, and plots the levels of a mean [–; ours].
+    adaptive: 0 is one λ for all; else each response has its own, λ_i = clip(adaptive · log(clip(ppl_i / τ_down, 0.5, 3)), 0, λ_max), and
+    0 where its teacher's perplexity ppl_i is above 3; the released code's 0.2 [–; paper].
     """
 
-    statistic: str = "token_mean"  # token_mean, token_median (nats), teacher_perplexity, student_perplexity, or none
-    warmup: int = 5  # steps with λ = 0 whose median is the level H_warm; the paper's 5
-    down: float = 0.93  # an open gate closes below this share of H_warm; the paper's 0.93
-    up: float = 1.0  # a closed one opens from this share of H_warm on; the paper's 1.00
-    floor: float = 1e-3
-    high: float = 0.0
-    back: float = 0.0
-    least: float = 0.0
-    lagged: bool = False
+    statistic: str = "token_mean"
+    warmup: int = 5  # first steps, with λ = 0; the median of their H is the level H_warm [steps; paper]
+    down: float = 0.93  # an open gate closes below τ_down, this multiple of H_warm [multiple; paper]
+    up: float = 1.0  # a closed gate opens from this multiple of H_warm on; the released code's 1.07 [multiple; paper]
+    floor: float = 1e-3  # the least H_warm of an entropy statistic at which the gate still arms [nats; ours]
+    high: float = 0.0  # an open gate also closes above this multiple of H_warm; 0: no such upper threshold [multiple; ours]
+    back: float = 0.0  # with `high`, a closed gate opens only at this multiple of H_warm or below [multiple; ours]
+    least: float = 0.0  # τ_down is at least this, in the statistic's own unit; the released code's 1.01 [–; paper]
+    lagged: bool = False  # the statistic of the step before decides, not this step's; the released code's true [–; paper]
     adaptive: float = 0.0
 
 

@@ -24,18 +24,14 @@ MAX_ANSWER_LINE = 1_000_000  # bytes of a worker's answer
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """kind of grader, number of worker processes, and the limits of one answer.
+    """Kind of grader, number of worker processes, and the limits of one answer."""
 
-    isolation: the layers that lock up a program under test (kind code), where the host offers them; isolation_required: refuse to
-    run without all of them.
-    """
-
-    kind: str = "countdown"  # of grader: countdown, math, code
-    workers: int = 2  # grader processes of each host
-    timeout_s: float = 10.0  # seconds for one answer
-    memory_mb: int = 4096  # MiB of a grader or of a program under test
-    isolation: tuple[str, ...] = LAYERS
-    isolation_required: bool = False
+    kind: str = "countdown"  # kind of grader: countdown, math, code [–; ours]
+    workers: int = 2  # grader processes of each host [processes; ours]
+    timeout_s: float = 10.0  # most time for one answer [seconds; ours]
+    memory_mb: int = 4096  # most memory of a grader or of a program under test [MiB; ours]
+    isolation: tuple[str, ...] = LAYERS  # layers that lock up a program under test (kind code), where the host offers them [–; ours]
+    isolation_required: bool = False  # refuse to run without all of them [–; ours]
 
     def __post_init__(self):
         if self.kind not in KINDS:

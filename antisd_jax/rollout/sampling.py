@@ -10,25 +10,20 @@ import jax.numpy as jnp
 class Sampling:
     """temperature 0 is greedy; top_p 1, top_k 0 and min_p 0 are off."""
 
-    temperature: float = 1.0  # in sampling and in every log-prob; 0 is greedy (evaluation alone); the paper's 1.0, to evaluate 0.7
-    top_p: float = 1.0  # the likeliest tokens that make up this share; 1 is off; the paper evaluates at 0.95
-    top_k: int = 0  # so many of the likeliest tokens; 0 is off
-    min_p: float = 0.0  # tokens with at least this share of the likeliest one's probability; 0 is off
+    temperature: float = 1.0  # of sampling and of every log-prob; 0 is greedy, in evaluation alone [–; paper]
+    top_p: float = 1.0  # only the likeliest tokens that make up this share of the probability; 1 is off [share; paper]
+    top_k: int = 0  # only so many of the likeliest tokens; 0 is off [tokens; ours]
+    min_p: float = 0.0  # only tokens with at least this share of the likeliest one's probability; 0 is off [share; ours]
 
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """slots: samples in flight at a time; 0: all of a step's. The same tokens come out for any number.
+    """How rollouts are made: none of it but `ahead` changes what is learned."""
 
-    tolerance: mean |Δ log-prob| between sampler and scorer, in nats, above which a run refuses to begin.
-    compile_first: compile every program of training's rollouts before the first step, not when one first needs it. ahead: sample a
-    step's rollouts before the update of the step before it (ahead.py).
-    """
-
-    slots: int = 0
-    tolerance: float = 0.05
-    compile_first: bool = False
-    ahead: bool = False
+    slots: int = 0  # samples in flight at a time; 0: all of a step's. The same tokens come out for any number [rollouts; ours]
+    tolerance: float = 0.05  # mean |Δ log-prob| between sampler and scorer above which a run refuses to begin [nats; ours]
+    compile_first: bool = False  # compile every program of training's rollouts before the first step, not when one needs it [–; ours]
+    ahead: bool = False  # sample a step's rollouts before the update of the step before it (ahead.py) [–; ours]
 
 
 def sample_token(key, logits, s: Sampling):

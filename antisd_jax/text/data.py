@@ -14,17 +14,17 @@ from antisd_jax.text.rows import Problem, adapt
 
 @dataclass(frozen=True)
 class DataConfig:
-    """path: a JSONL file (rows in any of the forms of text/rows.py), a short name of text/hub.py, or a hub name owner/name.
-    subset, split, revision: of a hub name; empty ones are the data set's only. limit: first rows only, 0 all.
+    """Where the training problems come from, and which of them count.
 
-    overlaps: what becomes of training problems that stand in an evaluation set of the run, drop or keep; listed in any case.
+    path: a JSONL file (rows in any of the forms of text/rows.py), a short name of text/hub.py, or a hub name owner/name [–; –].
+    overlaps: what becomes of training problems that stand in an evaluation set of the run, drop or keep; listed in any case [–; ours].
     """
 
     path: str = "countdown:train"
-    subset: str = ""
-    split: str = ""
-    revision: str = "main"
-    limit: int = 0
+    subset: str = ""  # subset of a hub data set; empty: the short name's own, or the only one [–; –]
+    split: str = ""  # split of a hub data set, such as train; empty: the short name's own, or the only one [–; –]
+    revision: str = "main"  # branch, tag or commit of a hub data set [–; –]
+    limit: int = 0  # only the first problems of the data, 0 all [problems; ours]
     overlaps: str = "drop"
 
     def __post_init__(self):

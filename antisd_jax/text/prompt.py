@@ -19,17 +19,22 @@ LEAST_SHOWN = 8  # tokens: below it a shortened solution is not worth showing
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Wording of both prompts, thinking mode, and what the teacher may be shown."""
+    """Wording of both prompts, thinking mode, and what the teacher may be shown.
 
-    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."  # after the problem, in both prompts
-    attempt: str = "Your previous attempt:"  # before the shown solution
-    assessment: str = "Previous assessment:"  # before the sentence about the rollout
-    request: str = "Solve the problem again, step by step."  # after them, before the instruction
-    thinking: bool = False  # enable_thinking of the chat template, for student and teacher alike
-    sources: tuple[str, ...] = SOURCES  # tried in this order; "sibling" is a correct rollout of the same group. Controls: other, none
-    shuffled: bool = False  # a control: the shown solution's sentences in another order
-    solution_tokens: int = 3072  # budget of the shown solution, the only part that is ever shortened
-    elision: str = "\n…\n"  # stands where the middle of a solution was left out
+    instruction: after the problem, in both prompts [–; ours].
+    sources: of the shown solution, tried in this order; "sibling" is a correct rollout of the same group, "feedback" shows none. Controls:
+    other, none. The released code's sibling alone [–; ours].
+    """
+
+    instruction: str = "Please reason step by step, and put your final answer within \\boxed{}."
+    attempt: str = "Your previous attempt:"  # before the shown solution [–; ours]
+    assessment: str = "Previous assessment:"  # before the sentence about the rollout [–; ours]
+    request: str = "Solve the problem again, step by step."  # after them, before the instruction [–; ours]
+    thinking: bool = False  # enable_thinking of the chat template, for student and teacher alike [–; paper]
+    sources: tuple[str, ...] = SOURCES
+    shuffled: bool = False  # a control: the shown solution's sentences in another order [–; ours]
+    solution_tokens: int = 3072  # budget of the shown solution, the only part that is ever shortened [tokens; ours]
+    elision: str = "\n…\n"  # stands where the middle of a solution was left out [–; ours]
 
     def __post_init__(self):
         for source in self.sources:
