@@ -96,6 +96,9 @@ def _train(args: list[str]) -> int:
         except processes.Preempted:
             say("stopped as asked; the same command goes on from the last complete step")
             status = processes.AGAIN
+        except train.Stopped as e:
+            say(f"error: {e}")
+            status = 2
         if processes.first() and (status == 0 or read_jsonl(Path(c.output) / "metrics.jsonl")):
             say(f"report: {write_report(c.output)}")
     return status

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from antisd_jax.errors import UserError
 
+STOPPED = "stopped.json"  # in the folder of a run that its watchdog ended
+
 
 def write_atomically(path: Path, text: str) -> None:
     """The file has its old content or the new one, never a part. A link stays one; what is no file (a pipe) is written to."""
@@ -67,3 +69,9 @@ def check_output(path: str) -> None:
     """Raises UserError where a file could not be written after all the work."""
     if Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
         raise UserError(f"output {path}: wanted a file in a folder that exists")
+
+
+def stopped(folder: Path, modes: tuple[str, ...]) -> dict | None:
+    """Step, mode and reason of a run's end by its watchdog, if that is one of the modes that still are to end it."""
+    rows = [row for row in read_jsonl(folder / STOPPED) if row["mode"] in modes]
+    return rows[0] if rows else None

@@ -27,7 +27,7 @@ import yaml
 
 from antisd_jax.config import Config, build, differences, load, plain_yaml, read_yaml
 from antisd_jax.errors import UserError, nearest
-from antisd_jax.files import read_jsonl
+from antisd_jax.files import read_jsonl, stopped
 from antisd_jax.report.compare import write_comparison
 
 FOLDERS = {"method": "methods", "context": "contexts", "model": "models", "hardware": "hardware"}  # under configs/
@@ -47,10 +47,12 @@ class Job:
         return ["train", *self.files, *(f"--{o}" for o in self.options), f"--output={self.folder}"]
 
     def finished(self) -> bool:
-        """Its last step is logged and kept, under this very configuration: anything else is for `antisd train` to go on with, or to refuse."""
+        """Its last step, or that at which its watchdog ended it, is logged and kept, under this very configuration: anything else is for
+        `antisd train` to go on with, or to refuse."""
         rows, path = read_jsonl(self.folder / "metrics.jsonl"), self.folder / "config.yaml"
         wanted = load(list(self.files), list(self.options))
-        if not rows or rows[-1]["step"] < wanted.steps or not (self.folder / "checkpoints" / str(rows[-1]["step"])).is_dir():
+        ended = (stopped(self.folder, wanted.watchdog.stop) or {"step": wanted.steps})["step"]
+        if not rows or rows[-1]["step"] < ended or not (self.folder / "checkpoints" / str(rows[-1]["step"])).is_dir():
             return False
         return not differences(build(Config, read_yaml(path)), wanted)
 
@@ -124,7 +126,9 @@ def sweep(file: str, options: list[str], only_print: bool = False) -> int:
             continue
         print(f"[{number}/{len(todo)}] {shlex.join(['antisd', *job.arguments])}", flush=True)
         status = subprocess.run([sys.executable, "-m", "antisd_jax", *job.arguments]).returncode
-        if status:
+        if status and job.finished():
+            print(f"[{number}/{len(todo)}] was ended by its watchdog", flush=True)
+        elif status:
             print(f"[{number}/{len(todo)}] ended with status {status}; the same command goes on from there", file=sys.stderr, flush=True)
             return status
     print(f"report: {write_comparison([str(job.folder) for job in todo], str(output))}")

@@ -18,7 +18,7 @@ from antisd_jax.config import Config
 from antisd_jax.dump import write_dump
 from antisd_jax.errors import UserError
 from antisd_jax.evaluate import generate_rows, metrics, summarise
-from antisd_jax.files import read_jsonl, write_atomically
+from antisd_jax.files import STOPPED, read_jsonl, stopped, write_atomically
 from antisd_jax.learner import abstract_state, start
 from antisd_jax.log import Log, Stopwatch, lock_folder, make_folder, progress, say, speed, warn
 from antisd_jax.metrics import acting_u, correction_metrics, gate_metrics, rollout_rows, step_metrics
@@ -52,6 +52,10 @@ from antisd_jax.text.data import Benchmark, Order
 from antisd_jax.text.rows import Problem
 from antisd_jax.types import Rollouts, TrainState
 from antisd_jax.watchdog import watch
+
+
+class Stopped(UserError):
+    """The run was ended by watchdog.stop, with a checkpoint."""
 
 
 @dataclass
@@ -232,12 +236,14 @@ def finish_step(run: Run, at: Place) -> None:
     for mode, sentence in now.items():
         if mode not in already:
             warn(f"step {at.step}: {sentence} [{mode}]")
-    stopping = [now[mode] for mode in c.watchdog.stop if mode in now]
+    stopping = [mode for mode in c.watchdog.stop if mode in now]
     if at.step and (stopping or run.checkpoints.due(at.step, c.steps)):
         with run.clock.time("save_checkpoint"):
             run.checkpoints.save(at.step, at.state, at.record(c), values.get("eval/average"))
     if stopping:
-        raise UserError(f"step {at.step}: stopped by watchdog.stop, with a checkpoint: {stopping[0]}")
+        why = {"step": at.step, "mode": stopping[0], "reason": now[stopping[0]]}
+        by_first(lambda: write_atomically(Path(c.output) / STOPPED, json.dumps(why) + "\n"))
+        raise Stopped(f"step {at.step}: stopped by watchdog.stop, with a checkpoint: {why['reason']}")
 
 
 def train(config: Config) -> None:
@@ -261,6 +267,8 @@ def train(config: Config) -> None:
             if at.step >= config.steps and at.step and at.told is None:
                 say(f"{config.output} has already reached step {at.step}")
                 return
+            if (why := gathered(stopped(folder, config.watchdog.stop))[0]) and why["step"] == at.step:
+                raise Stopped(f"step {at.step}: stopped by watchdog.stop: {why['reason']}. Without {why['mode']} in it the run goes on")
             with closing(Log(folder, at.step or -1, at.told is None)) as log, Pool(config.reward) as pool:
                 if told := pool.start():
                     say(told)

@@ -85,6 +85,25 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, m
     assert (tmp_path / "out" / "report.html").exists() and "sd,1," in (tmp_path / "out" / "table.csv").read_text()
 
 
+def test_a_run_that_its_watchdog_ends_has_a_report_and_does_not_end_the_sweep(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    small = {
+        "steps": 2,
+        "problems": 4,
+        "samples": 2,
+        "lengths.response": 16,
+        "eval.every": 0,
+        "watchdog.capped": 0.0,
+        "watchdog.stop": ["capped"],
+    }
+    file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], set=small, matrix={"method": ["grpo"], "seed": [0, 1]})
+    for said in ("[2/2] was ended by its watchdog", "seed1 is there"):
+        assert main(["sweep", file, f"--output={tmp_path / 'out'}"]) == 0
+        assert said in capfd.readouterr().out
+    assert "run to the length cap" in (tmp_path / "out" / "grpo-seed1" / "report.html").read_text()
+    assert "run to the length cap" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_run_is_passed_over_only_when_it_is_kept_and_of_this_configuration(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     file = write(tmp_path / "s.yaml", base=["configs/smoke.yaml"], set={"steps": 2}, matrix={"method": ["grpo"], "seed": [0]})

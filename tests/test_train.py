@@ -13,6 +13,7 @@ from html import escape
 import jax
 import numpy as np
 import pytest
+from browser import readable
 from conftest import ROOT, SHARED
 from safetensors.numpy import load_file, save_file
 
@@ -166,6 +167,9 @@ def test_a_watched_failure_can_stop_the_run_with_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match="step 1: stopped by watchdog.stop, with a checkpoint: .* run to the length cap"):
         train(small(tmp_path, *options, "watchdog.stop=[capped]"))
     assert Checkpoints(tmp_path / "checkpoints", config.Config().checkpoint).latest() == 1
+    with pytest.raises(UserError, match="step 1: stopped by watchdog.stop: .* Without capped in it the run goes on"):
+        train(small(tmp_path, *options, "watchdog.stop=[capped]"))
+    assert len(metrics(tmp_path)) == 1
     train(small(tmp_path, *options, "watchdog.stop=[]"))
     assert len(metrics(tmp_path)) == 4
 
@@ -230,6 +234,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     assert page.count("<svg") == 6 and "Accuracy on held-out problems" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
     assert "<script" not in page and "<link" not in page and "src=" not in page
+    readable(page, tmp_path)
 
 
 def broken_model(tmp_path, edit):

@@ -15,7 +15,7 @@ def write_evaluation(folder: Path, numbers: dict, correct: dict[str, np.ndarray]
     """DIR/report.html, pass_at_k.png and problems.png. numbers: results.json; correct: [P] correct samples by benchmark."""
     cards = []
     for title, name, plot in (("pass@k", "pass_at_k", _passes), ("Problems by the share of samples that solve them", "problems", _shares)):
-        svg = draw(name, partial(plot, benchmarks=numbers["benchmarks"], correct=correct), folder, (5.4, 3.4))
+        svg = draw(name, partial(plot, benchmarks=numbers["benchmarks"], correct=correct), folder)
         cards.append(f'<div class="card"><h3>{title}</h3>{svg}</div>')
     average = numbers["average"]
     several = len(numbers["benchmarks"]) > 1

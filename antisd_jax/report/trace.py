@@ -109,4 +109,4 @@ def density(folder: Path, tokens: list[dict]) -> str:
         bar = axes.figure.colorbar(image, ax=axes, label="tokens")
         bar.outline.set_visible(False)
 
-    return draw("density", plot, folder, (5.4, 4.4))
+    return draw("density", plot, folder, (4.4, 3.8))
