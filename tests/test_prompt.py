@@ -9,7 +9,8 @@ from antisd_jax.errors import UserError
 from antisd_jax.rewards.grade import Grade
 from antisd_jax.steps import privileged
 from antisd_jax.text.prompt import PromptConfig, Prompts, clean_solution, load_tokenizer, shuffled
-from antisd_jax.text.rows import Problem
+from antisd_jax.text.rows import Problem, adapt
+from antisd_jax.tiny import HERE
 from antisd_jax.tiny import tokenizer as tok
 
 PROBLEM = Problem(0, "What is 6 times 7?", "42", "Six sevens are 42.", "test", "p0")
@@ -106,6 +107,15 @@ def test_the_sibling_is_drawn_from_all_correct_ones(prompts):
 def test_sources_are_tried_in_order(prompts, sources, solution, expected):
     p = Prompts(prompts.tokenizer, replace(prompts.config, sources=sources))
     assert p.solution(replace(PROBLEM, solution=solution), ["x"] * 2, [WRONG] * 2, 0, None) == expected
+
+
+def test_the_answer_shown_is_the_last_box_of_the_rows_own_solution():
+    """Countdown's answer field is "7 from 5 6 2", a specification for its grader, and no answer."""
+    puzzle = adapt(json.loads((HERE / "train.jsonl").read_text().splitlines()[0]), 0)
+    p = Prompts(load_tokenizer(HERE / "model"), PromptConfig(sources=("answer",)))
+    c = context(p, problem=puzzle)
+    assert c.source == "answer" and "\\boxed{(6*2)-5}" in p.tokenizer.decode(c.ids)
+    assert p.tokenizer.convert_tokens_to_ids("<unk>") not in c.ids
 
 
 def test_only_the_solution_is_shortened_to_its_budget(prompts):

@@ -140,7 +140,8 @@ class Prompts:
             if source == "solution" and problem.solution:
                 return problem.solution, source
             if source == "answer":
-                return f"\\boxed{{{problem.answer}}}", source
+                boxed = last_boxed(problem.solution or "")  # the answer of the data may be a specification for its grader
+                return f"\\boxed{{{boxed[0] if boxed else problem.answer}}}", source
             if source == "other" and other is not None:
                 return other, source
             if source in ("feedback", "none"):
