@@ -24,7 +24,6 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
     out = {
         "critic/rewards/mean": flat.mean(),
         "perf/response_tokens": int(rollouts.lengths.sum()),
-        "critic/rewards/completed_mean": masked_mean(flat, stopped),
         "critic/advantages/mean": masked_mean(advantage, mask),
         "actor/entropy": masked_mean(student.entropies, mask),
         "actor/pg_loss": np.mean([u.loss for u in updates]),
@@ -40,18 +39,17 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         "groups/all_correct": (rewards == 1).all(axis=1).mean(),
         "groups/all_wrong": (rewards == 0).all(axis=1).mean(),
     }
+    out |= mean_where("critic/rewards/completed_mean", flat, stopped)
     out |= {f"outcome/{name.replace(' ', '_')}": np.mean([g.outcome == name for group in grades for g in group]) for name in OUTCOMES}
     if updates[0].load is not None:
         out |= load_metrics(sum(u.load for u in updates))
     if teacher is not None:
         u, acting = teacher.logprobs - student.logprobs, mask & acts[:, None]
+        term = np.asarray(token_term(student.logprobs, t, config.method.term, mask, limit))
+        out |= mean_where("antisd/teacher_entropy", teacher.entropies, acting)
+        out |= mean_where("antisd/u_mean", u, acting) | mean_where("antisd/u_abs_mean", np.abs(u), acting)
+        out |= mean_where("antisd/term_mean", term, mask & (weights > 0))
         out |= {
-            "antisd/teacher_entropy": masked_mean(teacher.entropies, acting),
-            "antisd/u_mean": masked_mean(u, acting),
-            "antisd/u_abs_mean": masked_mean(np.abs(u), acting),
-            "antisd/term_mean": masked_mean(
-                np.asarray(token_term(student.logprobs, t, config.method.term, mask, limit)), mask & (weights > 0)
-            ),
             "antisd/term_share": masked_mean(np.broadcast_to(weights > 0, mask.shape), mask),
             "antisd/context/acting": acts.mean(),
             "antisd/context/overflow": np.mean([not c.ids for c in contexts]),
@@ -59,6 +57,11 @@ def step_metrics(config, rollouts, grades, rewards, contexts, student, teacher, 
         }
         out |= {f"antisd/context/{s}": np.mean([c.source == s for c in contexts]) for s in SOURCES + CONTROLS}
     return {k: float(v) for k, v in out.items()}
+
+
+def mean_where(name: str, x: np.ndarray, mask: np.ndarray) -> dict:
+    """{name: mean of x over the mask}; nothing for an empty mask, whose mean is not 0."""
+    return {name: masked_mean(x, mask)} if mask.any() else {}
 
 
 def acting_u(rollouts, student, teacher, acts) -> np.ndarray:

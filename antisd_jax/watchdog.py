@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MODES = ("capped", "diverging", "collapse", "drift", "over-ascent", "flat", "blind")
+TEACHER = "antisd/teacher_entropy"
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,29 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
     if not history:
         return {}
     now, first = history[-1], history[0]
-    then = history[-1 - w.window] if len(history) > w.window else None
-    capped, completed = now["response_length/clip_ratio"], now["critic/rewards/completed_mean"]
-    entropy, teacher = now["actor/entropy"], now.get("antisd/teacher_entropy")
+    then = history[-1 - w.window] if len(history) > w.window else {}
+    capped, entropy = now["response_length/clip_ratio"], now["actor/entropy"]
+    completed, before = (row.get("critic/rewards/completed_mean") for row in (now, then))  # where a rollout completed
+    teacher, begun = (next((row[TEACHER] for row in rows if TEACHER in row), None) for rows in ([now], history))  # where a context acted
     out = {}
     if capped > w.capped:
         out["capped"] = f"{capped:.0%} of the responses run to the length cap"
-    if then and capped > then["response_length/clip_ratio"] + 0.1 and completed < then["critic/rewards/completed_mean"] - 0.05:
+    judged = completed is not None and before is not None
+    if judged and capped > then["response_length/clip_ratio"] + 0.1 and completed < before - 0.05:
         out["diverging"] = f"the length-cap share rose to {capped:.0%} while the reward of completed rollouts fell to {completed:.3f}"
     if entropy < w.entropy_fall * first["actor/entropy"]:
         out["collapse"] = f"entropy collapse: the student's fell from {first['actor/entropy']:.4f} to {entropy:.4f} nats"
     if now["training/rollout_probs_diff_mean"] > w.probs_diff:
         out["drift"] = f"sampler and trainer disagree by {now['training/rollout_probs_diff_mean']:.4f} in mean token probability"
-    if teacher is None:
-        return out
     rising = then and now["response_length/mean"] > then["response_length/mean"]
-    if rising and teacher > w.entropy_rise * first["antisd/teacher_entropy"]:
+    if rising and teacher is not None and teacher > w.entropy_rise * begun:
         out["over-ascent"] = (
-            f"over-ascent: teacher entropy rose from {first['antisd/teacher_entropy']:.3f} to {teacher:.3f} nats and responses"
-            " grow; the gate watches only its fall"
+            f"over-ascent: teacher entropy rose from {begun:.3f} to {teacher:.3f} nats and responses grow; the gate watches only its fall"
         )
-    if first["antisd/teacher_entropy"] < w.entropy_floor:
-        out["flat"] = (
-            f"the teacher's entropy is {first['antisd/teacher_entropy']:.4f} nats from the start: a gate on it has little to steer by"
-        )
+    if begun is not None and begun < w.entropy_floor:
+        out["flat"] = f"the teacher's entropy is {begun:.4f} nats from the start: a gate on it has little to steer by"
+    if "antisd/context/sibling" not in now:
+        return out
     shown = now["antisd/context/sibling"] + now["antisd/context/solution"]
     if shown < w.sibling:
         out["blind"] = (

@@ -32,6 +32,21 @@ def test_each_failure_mode_is_named_with_its_number():
     assert "0.0010" in watch([CALM | {"antisd/teacher_entropy": 0.001}], WatchdogConfig())["flat"]
 
 
+def test_a_step_at_which_no_rollout_completed_or_no_context_acted_is_not_judged_by_them():
+    def without(key, **changes):
+        return {k: v for k, v in CALM.items() if k != key} | changes
+
+    nobody = without("critic/rewards/completed_mean", **{"response_length/clip_ratio": 1.0})
+    assert modes([CALM] * 5, **{"response_length/clip_ratio": 1.0}).keys() == {"capped"}
+    assert (
+        watch([*[CALM] * 5, nobody], WatchdogConfig(window=3)).keys() == {"capped"} == watch([nobody] * 5, WatchdogConfig(window=3)).keys()
+    )
+    alone = without("antisd/teacher_entropy", **{"antisd/context/sibling": 0.0, "antisd/context/solution": 0.0})
+    assert watch([alone], WatchdogConfig()).keys() == {"blind"} == watch([CALM, alone], WatchdogConfig()).keys()
+    rising = CALM | {"antisd/teacher_entropy": 0.5, "response_length/mean": 60.0}
+    assert "0.300 to 0.500" in watch([alone, *[CALM] * 4, rising], WatchdogConfig(window=3))["over-ascent"]
+
+
 def test_grpo_without_a_teacher_can_be_watched():
     plain = {k: v for k, v in CALM.items() if not k.startswith("antisd")}
     assert watch([plain] * 20, WatchdogConfig()) == {}
