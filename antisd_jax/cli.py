@@ -10,7 +10,7 @@ USAGE = """usage: antisd train [FILE.yaml …] [--key=value …]   train, or con
        antisd report RUN [RUN … --output=DIR]      write RUN/report.html again; several runs on one page, as PNG, CSV and JSON
        antisd sweep FILE.yaml [--print=true] [--key=value …]    a matrix of runs, one after another, and their report
        antisd trace RUN [--step=N] [--problems=8]  what the teacher says of every token: JSONL, words, a coloured page
-       antisd replay RUN/dumps/step-….npz --methods=FILE.yaml,…    the credit that methods give the same rollouts
+       antisd replay RUN/dumps/step-….npz --method=NAME,…    the credit that methods give the same rollouts
        antisd evaluate [RUN] [FILE.yaml …] --output=DIR [--eval.data=NAME@k,…] [--key=value …]
        antisd table RUN [RUN …]                    results table: Average@best, Average@last, speed-up over the first run
        antisd generate --model=DIR --input=FILE.jsonl --output=FILE.jsonl    responses with log-probs to given prompts

@@ -1,12 +1,13 @@
 """`antisd replay`: the credit that other methods would have given the very same rollouts.
 
-`antisd replay DUMP [DUMP …] --methods=FILE.yaml,FILE.yaml [--lam=auto] [--output=FILE.json]`
+`antisd replay DUMP [DUMP …] --method=antisd,FILE.yaml [--lam=auto] [--output=FILE.json]`
 DUMPs are a run's dumps/step-….npz (`dump_every`). Of each method: mean and deviation of the advantage of a token, the share that is positive, the loss,
 the size of the term beside that of the group advantage, the mean term of correct and of wrong rollouts, and how far the advantages agree with
 the first method's. λ is that of an open gate (`lam=auto`), or the number given, or the run's own at that step (`lam=run`).
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from antisd_jax import config as configuration
 from antisd_jax.arrays import masked_mean
 from antisd_jax.dump import Dump, read_dump
-from antisd_jax.errors import UserError
+from antisd_jax.errors import UserError, nearest
 from antisd_jax.files import write_atomically
 from antisd_jax.log import say
 from antisd_jax.objective import gate as gates
@@ -25,12 +26,14 @@ from antisd_jax.results import markdown
 from antisd_jax.steps import term_weights, word_ids
 from antisd_jax.text.prompt import load_tokenizer
 
+PRESETS = Path("configs/methods")
+
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """methods: configuration files, the reference first. lam: auto (λ_max, an open gate), run (that step's own), or a number."""
+    """method: configuration files or names of configs/methods, the reference first. lam: auto (λ_max, an open gate), run (that step's own), or a number."""
 
-    methods: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
     lam: str = "auto"
     output: str = ""
 
@@ -70,12 +73,16 @@ def statistics(dump: Dump, config, advantage: np.ndarray, term: np.ndarray, refe
         "positive_share": float((a > 0).mean()),
         "pg_loss": -float((losses[:, None] * advantage).sum()),
         "term_size": float(np.sqrt((term[mask] ** 2).mean()) / max(np.sqrt((sequence[mask] ** 2).mean()), 1e-12)),
-        "term_mean_correct": masked_mean(term, right),
-        "term_mean_wrong": masked_mean(term, mask & ~right),
+        "term_mean_correct": _mean(term, right),
+        "term_mean_wrong": _mean(term, mask & ~right),
         "term_length_correlation": _correlation(term.sum(axis=1), lengths),
         "correlation": float(np.corrcoef(a, b)[0, 1]) if same else float("nan"),
         "sign_agreement": float((np.sign(a) == np.sign(b)).mean()),
     }
+
+
+def _mean(x, mask) -> float:
+    return float(x[mask].mean()) if mask.any() else float("nan")
 
 
 def _correlation(x, y) -> float:
@@ -84,12 +91,12 @@ def _correlation(x, y) -> float:
 
 def replay(paths: list[str], r: ReplayConfig) -> list[dict]:
     """A row for every dump and method, printed as a table. Raises UserError for what the user can mend."""
-    if not paths or not r.methods:
-        raise UserError("antisd replay takes dumps of steps and --methods=FILE.yaml,…")
-    rows = []
+    if not paths or not r.method:
+        raise UserError("antisd replay takes dumps of steps and --method=NAME,…")
+    files, rows = [method_file(method) for method in r.method], []
     for path in map(Path, paths):
         dump, reference = read_dump(path), None
-        for file in r.methods:
+        for file in files:
             config = configuration.load([*map(str, path.parent.parent.glob("config.yaml")), file], [])  # loss and masks are the run's
             needed = config.method.term.words
             words = word_ids(load_tokenizer(path.parent.parent / "model"), needed) if needed else ()
@@ -104,10 +111,21 @@ def replay(paths: list[str], r: ReplayConfig) -> list[dict]:
     return rows
 
 
+def method_file(method: str) -> str:
+    """The configuration file that it names, or the preset's. Raises UserError naming the nearest preset."""
+    presets = {path.stem: str(path) for path in PRESETS.glob("*.yaml")}
+    if method not in presets and not Path(method).is_file():
+        raise UserError(f"method: {method!r} is neither a file nor a name of {PRESETS}{nearest(method, presets)}")
+    return presets.get(method, method)
+
+
 def strength(r: ReplayConfig, dump: Dump, config) -> float:
     if r.lam in ("auto", "run"):
         return config.method.lam_max if r.lam == "auto" else dump.about["lambda"]
     try:
-        return float(r.lam)
+        lam = float(r.lam)
     except ValueError:
-        raise UserError(f"lam: got {r.lam!r}, wanted auto, run or a number") from None
+        lam = math.nan
+    if not math.isfinite(lam):
+        raise UserError(f"lam: got {r.lam!r}, wanted auto, run or a number")
+    return lam

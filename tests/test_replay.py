@@ -1,5 +1,6 @@
 """Dumps of steps, and the credit recomputed from them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ from conftest import ROOT
 from test_train import metrics, small
 
 from antisd_jax.cli import main
+from antisd_jax.config import load
 from antisd_jax.dump import read_dump
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
-from antisd_jax.replay import ReplayConfig, replay
+from antisd_jax.replay import ReplayConfig, replay, statistics
 from antisd_jax.train import train
 
 METHODS = ROOT / "configs" / "methods"
@@ -62,23 +64,34 @@ def test_a_dump_holds_the_step(tmp_path):
         ]
 
 
-def test_methods_are_compared_on_the_same_rollouts(tmp_path, capsys):
+def test_methods_are_compared_on_the_same_rollouts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
     train(small(tmp_path, "steps=1", "eval.every=0", "dump_every=1"))
-    path, files = str(tmp_path / "dumps" / "step-000001.npz"), [str(METHODS / f"{m}.yaml") for m in ("antisd_no_gate", "sd_jsd", "grpo")]
+    path, methods = str(tmp_path / "dumps" / "step-000001.npz"), ("antisd_no_gate", str(METHODS / "sd_jsd.yaml"), "grpo")
     capsys.readouterr()
-    assert main(["replay", path, f"--methods={','.join(files)}", f"--output={tmp_path / 'out.json'}"]) == 0
+    assert main(["replay", path, f"--method={','.join(methods)}", f"--output={tmp_path / 'out.json'}"]) == 0
     assert "NaN" not in (tmp_path / "out.json").read_text()
     said = capsys.readouterr().out
     assert sum(line.startswith("| 1 | ") for line in said.splitlines()) == 3 and (tmp_path / "out.json").exists()
-    anti, sd, grpo = replay([path], ReplayConfig(tuple(files)))
+    anti, sd, grpo = replay([path], ReplayConfig(methods))
     assert anti["correlation"] == 1 and grpo["term_size"] == 0
     middle = (anti["advantage_mean"] + sd["advantage_mean"]) / 2
     assert middle == pytest.approx(grpo["advantage_mean"], abs=2e-6), "the two signs are mirror images around GRPO"
-    half = replay([path], ReplayConfig((files[0],), "0.25"))[0]
+    half = replay([path], ReplayConfig(methods[:1], "0.25"))[0]
     assert half["term_size"] == pytest.approx(anti["term_size"] / 2, rel=1e-4)
 
 
-def test_what_cannot_be_replayed_is_refused(tmp_path):
+def test_without_a_correct_rollout_there_is_no_mean_term_of_them(tmp_path):
+    train(small(tmp_path, "steps=1", "eval.every=0", "dump_every=1"))
+    dump = read_dump(tmp_path / "dumps" / "step-000001.npz")
+    config, ones = load([], []), np.ones(dump.student.logprobs.shape)
+    for reward, absent in ((0.0, "correct"), (1.0, "wrong")):
+        row = statistics(replace(dump, rewards=np.full_like(dump.rewards, reward)), config, ones, ones, ones)
+        assert {name for name in ("correct", "wrong") if np.isnan(row[f"term_mean_{name}"])} == {absent}
+
+
+def test_what_cannot_be_replayed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     train(small(tmp_path, "steps=1", "eval.every=0", "dump_every=1", files=[METHODS / "grpo.yaml"]))
     path = str(tmp_path / "dumps" / "step-000001.npz")
     (tmp_path / "no.npz").write_bytes(b"PK nothing")
@@ -93,6 +106,12 @@ def test_what_cannot_be_replayed_is_refused(tmp_path):
     for paths, r, message in (
         ([path], ReplayConfig((str(METHODS / "antisd.yaml"),)), "method antisd needs a teacher's scores, and step 1 was dumped without"),
         ([path], ReplayConfig((str(METHODS / "grpo.yaml"),), "much"), "lam: got 'much', wanted auto, run or a number"),
+        ([path], ReplayConfig((str(METHODS / "grpo.yaml"),), "nan"), "lam: got 'nan', wanted auto, run or a number"),
+        (
+            [path],
+            ReplayConfig(("grpo", "antsid")),
+            r"method: 'antsid' is neither a file nor a name of configs/methods \(did you mean 'antisd'",
+        ),
         ([str(tmp_path / "no.npz")], ReplayConfig((str(METHODS / "grpo.yaml"),)), "is no dump of a step that can be read"),
         ([], ReplayConfig(), "takes dumps of steps"),
     ):
