@@ -6,6 +6,7 @@ Each component declares its own small frozen dataclass; this module only joins a
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -163,7 +164,7 @@ def plain_yaml(text: str):
 
 def read_yaml(file: str | Path) -> dict:
     try:
-        value = plain_yaml(Path(file).read_text())
+        value = plain_yaml(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"config file {file} cannot be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None
     except yaml.YAMLError as e:
@@ -222,12 +223,13 @@ def _convert(kind, value, key: str, root):
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(_convert(typing.get_args(kind)[0], v, f"{key}[{i}]", root) for i, v in enumerate(value))
     if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        return float(value)  # YAML reads 1e-6 as a word
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)  # YAML reads 1e-6 as a word
+    if kind is float and type(value) is int and abs(value) < 1e308:
+        value = float(value)
     wanted = typing.get_origin(kind) or kind
     if isinstance(kind, types.UnionType) or not isinstance(value, wanted) or (kind is int and isinstance(value, bool)):
         raise UserError(f"{key}: got {value!r}, wanted {getattr(kind, '__name__', kind)}")
+    _need(kind is not float or math.isfinite(value), key, value, "a finite number")
     return value
 
 
@@ -248,7 +250,7 @@ CHOICES = {
     "optim.remat": tuple(REMAT),
     "watchdog.stop": MODES,
 }
-ONE = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples checkpoint.keep".split()
+ONE = "problems lengths.prompt lengths.response optim.minibatches optim.micro_tokens eval.samples checkpoint.keep watchdog.window".split()
 ZERO = "steps method.lam_max method.gate.warmup seed eval.every eval.response eval.limit checkpoint.every checkpoint.best data.limit dump_every".split()
 
 

@@ -31,7 +31,8 @@ PRESETS = Path("configs/methods")
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """method: configuration files or names of configs/methods, the reference first. lam: auto (λ_max, an open gate), run (that step's own), or a number."""
+    """method: configuration files or names of configs/methods, the reference first. lam: auto (λ_max, an open gate), run (that step's
+    own), or a number."""
 
     method: tuple[str, ...] = ()
     lam: str = "auto"

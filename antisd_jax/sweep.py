@@ -62,12 +62,13 @@ def jobs(file: str, options: list[str]) -> tuple[Path, list[Job]]:
     sweep = read_yaml(file)
     if unknown := [key for key in sweep if key not in KEYS]:
         raise UserError(f"{file}: unknown key {unknown[0]!r}{nearest(str(unknown[0]), KEYS)}; a sweep has {', '.join(KEYS)}")
-    sweep |= {key: sweep.get(key) or empty for key, empty in (("base", []), ("set", {}), ("matrix", {}))}
-    for key, kind, what in (("base", list, "a list of files"), ("set", dict, "a mapping of keys to values")):
-        if not isinstance(sweep[key], kind):
+    empty = {"output": f"runs/sweeps/{Path(file).stem}", "base": [], "set": {}, "matrix": {}}
+    sweep = {key: sweep.get(key) or nothing for key, nothing in empty.items()}
+    for key, kind, what in (("output", str, "a folder"), ("base", list, "a list of files"), ("set", dict, "a mapping of keys to values")):
+        if not isinstance(sweep[key], kind) or (key == "base" and not all(isinstance(name, str) for name in sweep[key])):
             raise UserError(f"{file}: {key}: got {sweep[key]!r}, wanted {what}")
     given = dict(option.split("=", 1) for option in options)
-    output = Path(given.pop("output", sweep.get("output") or f"runs/sweeps/{Path(file).stem}"))
+    output = Path(given.pop("output", sweep["output"]))
     matrices = sweep["matrix"]
     matrices = matrices if isinstance(matrices, list) else [matrices]
     for matrix in matrices:
@@ -98,7 +99,7 @@ def one(output: Path, sweep: dict, chosen: dict, given: dict, told: set[str]) ->
         else:
             keys[key] = value
         if key in told:
-            parts.append(str(value) if key in FOLDERS else f"{key.rpartition('.')[2]}{Path(str(value)).name}")
+            parts.append(str(value) if key in FOLDERS else f"{str(key).rpartition('.')[2]}{Path(str(value)).name}")
     return Job(
         tuple(files),
         (*(f"{k}={written(v)}" for k, v in keys.items() if k not in given), *(f"{k}={v}" for k, v in given.items())),

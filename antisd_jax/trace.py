@@ -46,6 +46,11 @@ class TraceConfig:
     deliberation: tuple[str, ...] = ("Wait", "Let", "Maybe", "But", "Hmm", "Alternatively", "Perhaps")
     shortcut: tuple[str, ...] = ("So", "Therefore", "Thus", "answer", "boxed")
 
+    def __post_init__(self):
+        for name, least in (("problems", 1), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: got {getattr(self, name)}, wanted at least {least}")
+
 
 def trace(run: str, t: TraceConfig) -> Path:
     """Sample, score, write; the page. Raises UserError for what the user can mend."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from antisd_jax.config import Config, build, flatten, load, read_yaml
+from antisd_jax.errors import UserError
 from antisd_jax.report.figures import COLOURS, draw
 from antisd_jax.report.groups import Run, read_run
 from antisd_jax.results import Curve, markdown, speed_up
@@ -113,9 +114,10 @@ QUESTIONS = (
 
 @dataclass(frozen=True)
 class Record:
-    """A run, compact. columns: name → one value a training step. solved: step → correct samples of each held-out puzzle."""
+    """A run, compact. columns: name → one value a training step, None where it had none. solved: step → correct samples of each
+    held-out puzzle."""
 
-    columns: dict[str, list[float]]
+    columns: dict[str, list[float | None]]
     samples: int
     solved: dict[int, np.ndarray]
 
@@ -123,18 +125,18 @@ class Record:
 def compact(run: Run, changes: dict) -> dict:
     """What `record` reads: `changes` are the keys of its configuration that differ from the smoke run's.
 
-    Raises ValueError when the run has not exactly one benchmark.
+    Raises UserError when the run has not exactly one benchmark.
     """
     rows = [row for row in run.rows if "actor/entropy" in row]
-    columns = {short: [float(f"{row[key]:.5g}") for row in rows if key in row] for key, short in KEPT.items()}
+    columns = {short: [float(f"{row[key]:.5g}") if key in row else None for row in rows] for key, short in KEPT.items()}
     solved, samples = {}, 0
     for step, benchmarks in sorted(run.solved.items()):
         if len(benchmarks) != 1:
-            raise ValueError(f"{run.name}: wanted one benchmark, got {sorted(benchmarks)}")
+            raise UserError(f"{run.name}: wanted one benchmark, got {sorted(benchmarks)}")
         (problems,) = benchmarks.values()
         samples = len(problems[0])
         solved[step] = "".join(str(int(problems[i].sum())) for i in range(len(problems)))
-    return {"changes": changes, "samples": samples, "columns": {k: v for k, v in columns.items() if v}, "solved": solved}
+    return {"changes": changes, "samples": samples, "columns": {k: v for k, v in columns.items() if set(v) - {None}}, "solved": solved}
 
 
 def record(data: dict) -> Record:
@@ -198,7 +200,7 @@ def collapsed(run: Record, steps: list[int]) -> bool:
 
 def ends(runs: list[Record], column: str, last: int) -> str:
     """Mean of the first and of the last ENDS steps, over the runs; "–" where none has the column."""
-    found = [run.columns[column][:last] for run in runs if column in run.columns]
+    found = [[x for x in run.columns[column][:last] if x is not None] for run in runs if column in run.columns]
     if not found:
         return "–"
     return f"{np.mean([x[:ENDS] for x in found]):.3g} → {np.mean([x[-ENDS:] for x in found]):.3g}"
@@ -281,19 +283,24 @@ def write_puzzles(folder: Path) -> None:
             print(f"{name}, {split}: {len(rows)} puzzles")
 
 
-def main(argv=None) -> None:
+def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("puzzles").add_argument("--output", type=Path, required=True)
     commands.add_parser("keep").add_argument("runs", nargs="+")
     commands.add_parser("tables")
     options = parser.parse_args(argv)
-    if options.command == "puzzles":
-        write_puzzles(options.output)
-    elif options.command == "keep":
-        keep(options.runs, HERE / "study")
-    else:
-        tables(HERE / "study", HERE / "STUDY.md")
+    try:
+        if options.command == "puzzles":
+            write_puzzles(options.output)
+        elif options.command == "keep":
+            keep(options.runs, HERE / "study")
+        else:
+            tables(HERE / "study", HERE / "STUDY.md")
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

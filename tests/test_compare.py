@@ -218,6 +218,36 @@ def test_a_rolling_mean_by_hand_and_what_is_no_run(tmp_path, capsys):
     assert main(["report", "a", "b"]) == 2 and "several and --output=DIR" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: [", "config.yaml is not YAML"),
+        ("- a", "config.yaml holds a list, wanted key: value lines"),
+        (None, "config.yaml cannot be read: No such file"),
+    ],
+)
+def test_a_run_without_its_configuration_is_one_clear_line(tmp_path, capsys, text, message):
+    run = recorded(tmp_path / "run", "grpo", 0, RIGHT[0]["grpo"])
+    (tmp_path / "run" / "config.yaml").unlink() if text is None else (tmp_path / "run" / "config.yaml").write_text(text)
+    for options in ([], [f"--output={tmp_path / 'out'}"]):
+        assert main(["report", run, *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_the_page_of_one_run_refuses_wrong_levels_and_takes_rows_that_lack_a_number(tmp_path, capsys):
+    run = recorded(tmp_path / "run", "grpo", 0, [])
+    few = {"actor/entropy": 1.0, "response_length/clip_ratio": 1.0, "response_length/mean": 9.0, "training/rollout_probs_diff_mean": 0.0}
+    rows = [few | {"step": step} for step in range(1, 25)]
+    rows[2] |= {"critic/rewards/completed_mean": 0.5}
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["report", run]) == 0 == main(["report", run, f"--output={tmp_path / 'out'}"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "100% of the responses run to the length cap" in page and "diverging" not in page
+    (tmp_path / "run" / "config.yaml").write_text("watchdog: {windw: 3}")
+    assert main(["report", run]) == 2 and "unknown config key watchdog.windw" in capsys.readouterr().err
+
+
 def test_the_same_seed_again_and_a_continuation_are_no_other_seeds(tmp_path):
     first = recorded(tmp_path / "a", "grpo", 0, RIGHT[0]["grpo"])
     copy = recorded(tmp_path / "b", "grpo", 0, RIGHT[0]["grpo"])

@@ -45,6 +45,7 @@ def test_files_merge_left_to_right_and_options_win(tmp_path):
         ("eval.sampling.top_p=0", r"eval.sampling.top_p: got 0.0, wanted in \(0, 1\]"),
         ("seed=4294967296", "seed: got 4294967296, wanted below 2³²"),
         ("watchdog.stop=[cap]", "watchdog.stop: got 'cap', wanted one of capped"),
+        ("watchdog.window=0", "watchdog.window: got 0, wanted at least 1"),
         ("samples=1", "samples: got 1, wanted at least 2"),
         ("sampling.temperature=0", "sampling.temperature: got 0.0, wanted above 0"),
         ("optim.minibatches=3", "wanted a divisor of the 256 rollouts"),
@@ -56,6 +57,15 @@ def test_files_merge_left_to_right_and_options_win(tmp_path):
 def test_a_bad_key_or_value_is_named(option, message):
     with pytest.raises(UserError, match=message):
         load([], [option])
+
+
+@pytest.mark.parametrize("key", [k for k, v in config.flatten(Config()).items() if isinstance(v, float)])
+def test_a_number_is_finite(key):
+    for text in (".nan", ".inf", "-.inf", "1e999", "-1e999"):
+        with pytest.raises(UserError, match=f"{key}: got -?(nan|inf), wanted a finite number"):
+            load([], [f"{key}={text}"])
+    with pytest.raises(UserError, match=f"{key}: got 1000+, wanted float"):
+        load([], [f"{key}=1{'0' * 400}"])
 
 
 def test_outliers_need_a_warm_up():

@@ -60,6 +60,18 @@ def test_a_table_row_by_hand(kept):
     assert antisd[-1] == grpo[-1] == "–" and not missing and list(runs) == ["GRPO", "AntiSD", "SD"]
 
 
+def test_what_is_no_run_is_one_clear_line(tmp_path, capsys):
+    assert study.main(["keep", str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err == f"error: config file {tmp_path / 'no' / 'config.yaml'} cannot be read: No such file or directory\n"
+
+
+def test_a_step_without_a_number_keeps_its_place():
+    rows = [{"step": n, "actor/entropy": 1.0} | ({"antisd/u_mean": n} if n != 2 else {}) for n in (1, 2, 3, 4)]
+    columns = study.compact(study.Run("run", {}, rows), {})["columns"]
+    assert columns == {"student": [1.0] * 4, "u": [1.0, None, 3.0, 4.0]}
+    assert study.ends([study.Record(columns, 4, {})], "u", 3) == "2 → 2"
+
+
 def test_ends_and_the_open_gate():
     run = study.Record({"length": [1, 2, 3, 4, 5, 50, 6, 7, 8, 9, 10], "lambda": [0.0] * 5 + [0.2, 0.0, 0.2, 0.2, 0.2, 0.2]}, 4, {})
     assert study.ends([run], "length", 100) == "3 → 8" and study.ends([run], "teacher", 100) == "–"

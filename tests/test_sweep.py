@@ -146,9 +146,13 @@ def test_a_key_that_names_runs_is_not_overridden(tmp_path, monkeypatch):
     [
         ({"matrixx": {}}, "unknown key 'matrixx' (did you mean 'matrix'?)"),
         ({"base": "configs/smoke.yaml"}, "base: got 'configs/smoke.yaml', wanted a list of files"),
+        ({"base": [3]}, "base: got [3], wanted a list of files"),
+        ({"output": 3}, "output: got 3, wanted a folder"),
+        ({"output": ["a"]}, "output: got ['a'], wanted a folder"),
         ({"set": ["steps=3"]}, "set: got ['steps=3'], wanted a mapping of keys to values"),
         ({"matrix": {"seed": 3}}, "seed of the matrix wants a list of values"),
         ({"matrix": {"sed": [3]}}, "unknown config key sed"),
+        ({"matrix": {3: [1, 2]}}, "unknown config key 3"),
         ({"matrix": {"method": ["gropo"]}}, "configs/methods/gropo.yaml cannot be read"),
     ],
 )

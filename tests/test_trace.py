@@ -89,6 +89,12 @@ def test_chosen_problems_another_folder_and_a_clear_refusal(run, tmp_path, capsy
     assert main(["trace"]) == 2 and "takes one run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option, least", [("problems=0", 1), ("problems=-1", 1), ("samples=-2", 0)])
+def test_a_trace_of_less_than_nothing_is_refused(capsys, option, least):
+    assert main(["trace", "run", f"--{option}"]) == 2
+    assert capsys.readouterr().err == f"error: {option.replace('=', ': got ')}, wanted at least {least}\n"
+
+
 def test_a_browser_shows_the_colours_of_the_numbers(run, tmp_path):
     """Ground colours as Chromium computes them, against the JSONL."""
     page = (run / "trace-2" / "trace.html").read_text()

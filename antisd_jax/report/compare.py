@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from antisd_jax.config import Config, build
 from antisd_jax.errors import UserError
 from antisd_jax.files import write_atomically
 from antisd_jax.report.figures import colours, draw, rolling
@@ -78,7 +79,7 @@ def joined(tables: dict[str, list[list[str]]]) -> list[list[str]]:
 
 def watched(run: Run) -> list[tuple[int, str, str]]:
     levels = {key.removeprefix("watchdog."): value for key, value in run.config.items() if key.startswith("watchdog.")}
-    return failures(run.rows, levels)
+    return failures(run.rows, build(Config, {"watchdog": levels}).watchdog)
 
 
 def lacking(g: Group) -> list[str]:

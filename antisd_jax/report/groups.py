@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from antisd_jax.config import FREE
+from antisd_jax.config import FREE, read_yaml
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
 from antisd_jax.results import Curve, pass_curve, table
@@ -129,13 +129,11 @@ def hierarchical(shares: list[np.ndarray]) -> tuple[float, float]:
 
 
 def read_run(folder: Path) -> Run:
-    """Raises UserError when it is not a run folder."""
-    import yaml
-
+    """Raises UserError when it is not a run folder, or its config.yaml is not one."""
     rows = read_jsonl(folder / "metrics.jsonl")
     if not rows:
         raise UserError(f"{folder} has no metrics.jsonl with complete rows: not a run folder, or nothing has been logged yet")
-    config = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    config = _flat(read_yaml(folder / "config.yaml"))
     solved: dict = {}
     for row in read_jsonl(folder / "evaluations.jsonl"):
         problems = solved.setdefault(row["step"], {}).setdefault(row["benchmark"], {})

@@ -3,8 +3,7 @@
 from html import escape
 from pathlib import Path
 
-import yaml
-
+from antisd_jax.config import Config, build, read_yaml
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl, write_atomically
 from antisd_jax.report.figures import benchmarks, panels
@@ -30,6 +29,7 @@ def write_report(run: str | Path) -> Path:
     rows = read_jsonl(folder / "metrics.jsonl")
     if not rows:
         raise UserError(f"{folder} has no metrics.jsonl with complete rows: not a run folder, or nothing has been logged yet")
+    levels = build(Config, {"watchdog": read_yaml(folder / "config.yaml").get("watchdog", {})}).watchdog
     settings = (folder / "config.yaml").read_text(encoding="utf-8")
     cards = "".join(f'<div class="card"><h3>{escape(title)}</h3>{svg}</div>' for title, svg in panels(rows))
     page = f"""<!doctype html>
@@ -37,7 +37,7 @@ def write_report(run: str | Path) -> Path:
 <title>{escape(folder.name)} · antisd</title><style>{STYLE}</style></head><body>
 <h1>{escape(folder.name)}</h1><div class="faint">step {rows[-1]["step"]}</div>
 <h2>Result</h2><div class="grid numbers">{headline(rows)}</div>
-<h2>Warnings</h2><div class="card">{warnings(failures(rows, yaml.safe_load(settings).get("watchdog", {})))}</div>
+<h2>Warnings</h2><div class="card">{warnings(failures(rows, levels))}</div>
 <h2>Curves</h2><div class="faint">raw faint, mean of 5 steps bold</div><div class="grid">{cards}</div>
 <h2>Rollouts</h2><div class="grid">{rollout_cards(read_jsonl(folder / "rollouts.jsonl"))}</div>
 <h2>Time of a step</h2><div class="card">{time_table(rows)}</div>
@@ -69,10 +69,9 @@ def headline(rows: list[dict]) -> str:
     )
 
 
-def failures(rows: list[dict], levels: dict) -> list[tuple[int, str, str]]:
-    """When which failure mode set in, and the number that gave it away; levels: the keys of `watchdog`."""
-    steps = [row for row in rows if "actor/entropy" in row]
-    return story(steps, WatchdogConfig(**levels | {"stop": tuple(levels.get("stop", ()))}))
+def failures(rows: list[dict], levels: WatchdogConfig) -> list[tuple[int, str, str]]:
+    """When which failure mode set in, and the number that gave it away."""
+    return story([row for row in rows if "actor/entropy" in row], levels)
 
 
 def warnings(told: list[tuple[int, str, str]]) -> str:
