@@ -1,8 +1,9 @@
 """Known failure modes, seen in the metrics of a run and named with the number that gave them away. Pure."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-MODES = ("capped", "diverging", "collapse", "drift", "over-ascent", "flat", "blind")
+MODES = ("capped", "diverging", "falling", "collapse", "drift", "over-ascent", "flat", "blind")
 TEACHER = "antisd/teacher_entropy"
 
 
@@ -14,6 +15,7 @@ class WatchdogConfig:
     window: int = 10  # steps over which a trend is judged [steps; ours]
     capped: float = 0.5  # warns above this share of responses at the length cap [share; ours]
     sibling: float = 0.25  # warns below this share of contexts that show a worked solution [share; ours]
+    reward_fall: float = 0.8  # warns when the reward, a mean over the window, is below this multiple of its best [multiple; ours]
     entropy_floor: float = 0.01  # warns below this entropy of the teacher at the run's first step [nats; ours]
     entropy_fall: float = 0.3  # warns when the student's entropy is below this multiple of its first [multiple; ours]
     entropy_rise: float = 1.3  # warns when responses grow and the teacher's entropy is above this multiple of its first [multiple; ours]
@@ -35,6 +37,9 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
     judged = completed is not None and before is not None
     if judged and capped > then["response_length/clip_ratio"] + 0.1 and completed < before - 0.05:
         out["diverging"] = f"the length-cap share rose to {capped:.0%} while the reward of completed rollouts fell to {completed:.3f}"
+    best, last = reward_means(history, w.window)
+    if last < w.reward_fall * best and last < best - 0.05:
+        out["falling"] = f"the reward fell from {best:.3f} to {last:.3f}, means of {w.window} steps"
     if entropy < w.entropy_fall * first["actor/entropy"]:
         out["collapse"] = f"entropy collapse: the student's fell from {first['actor/entropy']:.4f} to {entropy:.4f} nats"
     if now["training/rollout_probs_diff_mean"] > w.probs_diff:
@@ -54,6 +59,13 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
             f"only {shown:.0%} of the contexts show a worked solution: elsewhere the term rests on the answer or the feedback alone"
         )
     return out
+
+
+def reward_means(history: list[dict], window: int) -> tuple[float, float]:
+    """(the best, the last) mean reward over so many steps; zeros before there are so many."""
+    sums = [0.0, *accumulate(row["critic/rewards/mean"] for row in history)]
+    means = [(end - start) / window for start, end in zip(sums, sums[window:])] or [0.0]
+    return max(means), means[-1]
 
 
 def story(history: list[dict], w: WatchdogConfig) -> list[tuple[int, str, str]]:

@@ -237,7 +237,13 @@ def test_a_run_without_its_configuration_is_one_clear_line(tmp_path, capsys, tex
 
 def test_the_page_of_one_run_refuses_wrong_levels_and_takes_rows_that_lack_a_number(tmp_path, capsys):
     run = recorded(tmp_path / "run", "grpo", 0, [])
-    few = {"actor/entropy": 1.0, "response_length/clip_ratio": 1.0, "response_length/mean": 9.0, "training/rollout_probs_diff_mean": 0.0}
+    few = {
+        "critic/rewards/mean": 0.5,
+        "actor/entropy": 1.0,
+        "response_length/clip_ratio": 1.0,
+        "response_length/mean": 9.0,
+        "training/rollout_probs_diff_mean": 0.0,
+    }
     rows = [few | {"step": step} for step in range(1, 25)]
     rows[2] |= {"critic/rewards/completed_mean": 0.5}
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,6 +3,7 @@ from antisd_jax.watchdog import WatchdogConfig, story, watch
 CALM = {
     "response_length/clip_ratio": 0.1,
     "response_length/mean": 50.0,
+    "critic/rewards/mean": 0.4,
     "critic/rewards/completed_mean": 0.5,
     "actor/entropy": 0.4,
     "training/rollout_probs_diff_mean": 1e-6,
@@ -30,6 +31,15 @@ def test_each_failure_mode_is_named_with_its_number():
     assert "0.300 to 0.500" in modes(history, **{"antisd/teacher_entropy": 0.5, "response_length/mean": 60.0})["over-ascent"]
     assert "10%" in modes(history, **{"antisd/context/sibling": 0.1, "antisd/context/solution": 0.0})["blind"]
     assert "0.0010" in watch([CALM | {"antisd/teacher_entropy": 0.001}], WatchdogConfig())["flat"]
+
+
+def test_a_reward_that_falls_is_named_however_it_falls():
+    """Short, wrong responses: no cap is met, entropy stays."""
+    rewards = [0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2]
+    told = story([CALM | {"step": n, "critic/rewards/mean": r} for n, r in enumerate(rewards)], WatchdogConfig(window=3))
+    assert told == [(7, "falling", "the reward fell from 0.400 to 0.267, means of 3 steps")]
+    assert not story([CALM | {"step": n, "critic/rewards/mean": r / 10} for n, r in enumerate(rewards)], WatchdogConfig(window=3)), "noise"
+    assert not story([CALM | {"step": 0, "critic/rewards/mean": 0.0}], WatchdogConfig(window=3))
 
 
 def test_a_step_at_which_no_rollout_completed_or_no_context_acted_is_not_judged_by_them():

@@ -13,7 +13,7 @@ STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --card: #f6f7f9; --text: #1d2129; --faint: #6a7079; --good: #2f8a5b; --bad: #c4502d; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15181d; --card: #1f242b; --text: #e6e8eb; --faint: #98a0aa; --good: #5fc48f; --bad: #ee8a66; } }
 body { margin: 0 auto; max-width: 1180px; padding: 1.2rem; background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; } .faint { color: var(--faint); }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; } .faint { color: var(--faint); }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 .numbers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .card { background: var(--card); border-radius: 8px; padding: .8rem 1rem; overflow: hidden; } .card h3 { margin: 0 0 .3rem; font-size: .95rem; }
