@@ -2,7 +2,7 @@
 
 python benchmarks/study.py puzzles --output=DIR     hard and easy puzzles, to train on and to be held out
 python benchmarks/study.py keep RUN …               RUN/{config.yaml, metrics.jsonl, evaluations.jsonl} → benchmarks/study/SWEEP/RUN.json
-python benchmarks/study.py tables                   benchmarks/study/ → tables and figures of benchmarks/STUDY.md
+python benchmarks/study.py tables                   benchmarks/study/ → tables and figures of benchmarks/STUDY.md, and README.md's table
 """
 
 import argparse
@@ -109,6 +109,14 @@ QUESTIONS = (
     pair("slow", "13. Learning rate 7.5e-5", SETTINGS + "lr7.5e-05"),
     pair("fast", "13. Learning rate 3e-4", SETTINGS + "lr0.0003"),
     Question("long", "14. The band gate at length", 100, GRPO, PLAIN | {"band gate": "study_long/antisd_band_gate"}),
+    Question("more", "15. 4 problems × 8 rollouts, new seeds", 50, ("GRPO", "study_more/grpo"), {"AntiSD": "study_more/antisd-lam_max0.2"}),
+    Question(
+        "weakly",
+        "16. The standardised term at λ_max 0.02",
+        50,
+        GRPO,
+        PLAIN | {"standardised": "study_more/antisd_standardised-lam_max0.02"},
+    ),
 )
 
 
@@ -267,9 +275,37 @@ def tables(study: Path, document: Path) -> None:
             parts.append(f"{markdown(rows)}\n\n![accuracy against step]({study.name}/{question.key}.png)\n")
         if missing:
             parts.append(f"Not run yet: {', '.join(missing)}.\n")
+    put(document, "\n".join(parts))
+
+
+def put(document: Path, text: str) -> None:
+    """The text, in the place of what stood between the document's marks."""
     before, _, rest = document.read_text(encoding="utf-8").partition("<!-- tables -->\n")
     _, _, after = rest.partition("<!-- end -->")
-    document.write_text(f"{before}<!-- tables -->\n" + "\n".join(parts) + f"<!-- end -->{after}", encoding="utf-8")
+    document.write_text(f"{before}<!-- tables -->\n{text}<!-- end -->{after}", encoding="utf-8")
+
+
+SUMMARY = {
+    "GRPO": "embedded/grpo",
+    "AntiSD": "embedded/antisd",
+    "SD": "embedded/sd",
+    "AntiSD, the band gate": "study_long/antisd_band_gate",
+    "AntiSD, the released code's choices": METHODS + "antisd_released-sibling",
+    "ascent on the reverse KL": METHODS + "antisd_reverse_kl",
+    "a length bonus instead of the teacher": METHODS + "length_bonus",
+}
+
+
+def summary(study: Path, steps: tuple[int, ...] = (0, 10, 20, 30, 50, 100)) -> list[list[str]]:
+    """README.md's table: mean accuracy of the seeds, and least and most at the last step that there is."""
+    out = [["", "seeds", *(f"step {s}" if not s else str(s) for s in steps)]]
+    for label, name in SUMMARY.items():
+        runs = list(seeds(study, name).values())
+        there = [s for s in steps if runs and s in common(runs, s)]
+        values = {s: [shares(run, [s]).mean() for run in runs] for s in there}
+        cells = {s: f"{np.mean(v):.3f}" + (f" ({min(v):.3f} … {max(v):.3f})" if s == there[-1] else "") for s, v in values.items()}
+        out.append([label, str(len(runs)), *(cells.get(s, "") for s in steps)])
+    return out
 
 
 def write_puzzles(folder: Path) -> None:
@@ -297,6 +333,7 @@ def main(argv=None) -> int:
             keep(options.runs, HERE / "study")
         else:
             tables(HERE / "study", HERE / "STUDY.md")
+        put(HERE.parent / "README.md", markdown(summary(HERE / "study")) + "\n")
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

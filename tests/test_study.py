@@ -90,6 +90,32 @@ def test_tables_and_figures_come_from_what_was_kept_alone_and_say_what_is_missin
     assert document.read_text() == text
 
 
+def test_the_readme_and_the_study_hold_what_is_made_of_the_kept_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "draw", lambda *_: None)
+    for name, written in (
+        ("STUDY.md", study.tables),
+        ("README.md", lambda kept, path: study.put(path, study.markdown(study.summary(kept)) + "\n")),
+    ):
+        source = (ROOT / "benchmarks" / name) if name == "STUDY.md" else ROOT / name
+        copy = tmp_path / name
+        copy.write_text(source.read_text())
+        written(ROOT / "benchmarks" / "study", copy)
+        assert copy.read_text() == source.read_text(), "python benchmarks/study.py tables"
+
+
+def test_the_summary_by_hand(kept):
+    rows = {row[0]: row[1:] for row in study.summary(kept, (0, 10, 20, 30))}
+    # Eighths: grpo 1 and 2, 3 and 4, 5 and 4.
+    assert rows["GRPO"] == ["2", "0.188", "0.438", "0.562 (0.500 … 0.625)", ""] and rows["ascent on the reverse KL"] == [
+        "0",
+        "",
+        "",
+        "",
+        "",
+    ]
+    assert rows[""] == ["seeds", "step 0", "10", "20", "30"]
+
+
 def test_every_run_of_the_questions_is_asked_for_by_a_sweep(monkeypatch):
     monkeypatch.chdir(ROOT)
     there = set()
@@ -98,6 +124,7 @@ def test_every_run_of_the_questions_is_asked_for_by_a_sweep(monkeypatch):
         "study_methods": [],
         "study_settings": [],
         "study_long": [],
+        "study_more": [],
         "study_base": ["weak", "hard", "easy", "continual"],
     }.items():
         for option in [[f"output=runs/sweeps/{o}"] for o in outputs] or [[]]:
