@@ -17,7 +17,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .2rem; overflow-wrap: anywhere; } h2 { font-
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 .numbers { grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
 .card { background: var(--card); border-radius: 8px; padding: .8rem 1rem; overflow: hidden; } .card h3 { margin: 0 0 .3rem; font-size: .95rem; }
-.card svg { width: 100%; height: auto; } .number { font-size: 1.6rem; font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
+.card svg { display: block; width: 100%; height: auto; } .number { font-size: 1.6rem; font-weight: 600; } .good { color: var(--good); } .bad { color: var(--bad); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 0; font: 13px/1.45 ui-monospace, monospace; }
 table { border-collapse: collapse; } td { padding: .1rem .9rem .1rem 0; } td:last-child { text-align: right; font-variant-numeric: tabular-nums; }
 """
