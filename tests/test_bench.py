@@ -61,3 +61,32 @@ def test_a_script_replaces_its_own_part_alone(tmp_path):
     write_part("Two", "| a |", path)
     write_part("One", "again", path)
     assert path.read_text() == "# One\n\nagain\n\n# Two\n\n| a |\n"
+
+
+def test_what_a_gpu_is_measured_with_runs_small_on_a_cpu(capsys):
+    """Every part of ours but the sampler's, which has a benchmark of its own; transformers and torch stand in test_parity."""
+    import gpu
+    import gpu_worker as worker
+
+    size = worker.SIZES["small"]
+    worker.machine(size)
+    machine = json.loads(capsys.readouterr().out)
+    rates = {key: machine[key] for key in ("bytes_per_s", "flop_per_s")}
+    assert 1e8 < rates["bytes_per_s"] < 1e13 and 1e8 < rates["flop_per_s"] < 1e15, "a machine's, and no constant's"
+    worker.train(size, size["models"][0], rates)
+    worker.step(size, size["models"][0], rates)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["part"] for row in rows] == ["score", "update"] * 2 + ["optimizer", "step"]
+    assert all(0 < row["floor"] < 2 for row in rows[:-1]) and rows[-1]["antisd_over_grpo"] > 0
+    text = gpu.table([machine, *rows], {"decode, Qwen3-8B": "cut off after 600 s"})
+    assert "**update**" in text and "decode, Qwen3-8B: cut off after 600 s" in text and f"| {rows[1]['tokens_per_s']:,.0f} |" in text
+
+
+def test_products_are_counted_as_by_hand():
+    import gpu_worker as worker
+
+    c = ModelConfig(vocab=10, width=4, layers=2, heads=2, kv_heads=1, head_dim=2, feed_forward=8, kinds=(LayerKind(Rope(1e4)),))
+    layer = 16 + 8 + 8 + 16 + 3 * 32 + 4 + 4 + 2 + 2
+    # A token meets its layers, the last norm and the table once; on average half of 6 keys, and as many values, in each layer.
+    assert worker.products(c, 3, 6, 1) == 3 * 6 * (2 * (2 * layer + 4 + 40) + 2 * 2 * (2 * 2) * 6)
+    assert worker.products(c, 3, 6, 3) == 3 * worker.products(c, 3, 6, 1)

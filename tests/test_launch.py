@@ -25,6 +25,7 @@ def test_shellcheck_finds_nothing():
 @pytest.mark.parametrize(
     "script, environment, said",
     [
+        ("gpu_bench", {}, ".venv/bin/python benchmarks/gpu.py configs/a b.yaml --steps=3"),
         ("host", {}, ".venv/bin/python -m antisd_jax train configs/a b.yaml --steps=3"),
         (
             "slurm",
