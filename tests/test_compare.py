@@ -14,7 +14,7 @@ from antisd_jax.cli import main
 from antisd_jax.config import dump, load
 from antisd_jax.report.compare import plots
 from antisd_jax.report.figures import colours, rolling
-from antisd_jax.report.groups import grouped, hierarchical, read_run, reference
+from antisd_jax.report.groups import grouped, hierarchical, read_run, reference, results_table
 
 # Of two problems with four samples each, how many are right at steps 0, 10 and 20: seed → method → step → problem.
 RIGHT = {
@@ -147,7 +147,10 @@ def test_another_setting_has_a_grpo_of_its_own_or_says_what_it_is_compared_with(
         "grpo, response 32",
         "sd",
     ]
-    assert [reference(g, groups).name[-2:] for g in groups] == ["64", "64", "32", "32", "64"]
+    found = [getattr(reference(g, groups), "name", None) for g in groups]
+    assert found == ["grpo, response 64", "grpo, response 64", "grpo, response 32", "grpo, response 32", None]
+    assert [row[-3:] for row in results_table(groups)][-1] == ["–", "–", "–"], "no GRPO at this learning rate"
+    assert {reference(g, groups[1:3]).name for g in groups[1:3]} == {"antisd, response 64"}, "no GRPO at all"
 
 
 def test_seeds_at_different_steps_are_said_and_cut_to_what_all_have(runs, tmp_path):

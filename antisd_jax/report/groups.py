@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from antisd_jax.config import FREE, read_yaml
+from antisd_jax.config import FREE, Config, flatten, read_yaml
 from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
 from antisd_jax.results import Curve, pass_curve, table
@@ -17,6 +17,7 @@ IGNORED = (*FREE, "seed", "init.run")  # init.run is told by itself
 SECTION = ("model.", "data.", "eval.data", "init.run", "prompt.thinking")  # curves of other models or problems are not drawn together
 CREDIT = ("method.", "prompt.sources", "prompt.shuffled", "prompt.solution_tokens")  # what runs of one setting differ in
 LAST = ("Average@best", "Average@last", "speed-up", "compared with", "difference")  # columns of a table, after the benchmarks
+DEFAULTS = flatten(Config())
 DRAWS = 1000  # of a bootstrap
 
 
@@ -194,6 +195,8 @@ def telling(configs: list[dict], keys: list[str]) -> list[str]:
 
 
 def named(config: dict, keys: list[str]) -> str:
+    """The keys' values in words; of a list only what is not the default, which would be long."""
+    keys = [k for k in keys if not isinstance(config.get(k), list) or tuple(config[k]) != DEFAULTS.get(k)]
     lasts = Counter(key.rpartition(".")[2] for key in keys)
     short = {key: key if lasts[last := key.rpartition(".")[2]] > 1 else last for key in keys}
     return ", ".join(_short(config.get(key)) if key == "model.path" else f"{short[key]} {_short(config.get(key))}" for key in keys)
@@ -215,14 +218,13 @@ def _short(value) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else Path(value).name if isinstance(value, str) else str(value)
 
 
-def reference(group: Group, section: list[Group]) -> Group:
-    """What a group is compared with: the GRPO of its setting (λ_max = 0, all else but the credit alike), else the section's first group."""
+def reference(group: Group, section: list[Group]) -> Group | None:
+    """What a group is compared with: the GRPO of its setting (λ_max = 0, all else but the credit alike); where the section has no GRPO at all, its
+    first group."""
+    plain = [g for g in section if comparable(g.runs[0]).get("method.lam_max") == 0]
     setting = part(comparable(group.runs[0]), CREDIT, within=False)
-    for other in section:
-        config = comparable(other.runs[0])
-        if config.get("method.lam_max") == 0 and part(config, CREDIT, within=False) == setting:
-            return other
-    return section[0]
+    mine = [g for g in plain if part(comparable(g.runs[0]), CREDIT, within=False) == setting]
+    return mine[0] if mine else None if plain else section[0]
 
 
 def results_table(section: list[Group]) -> list[list[str]]:
@@ -230,11 +232,12 @@ def results_table(section: list[Group]) -> list[list[str]]:
     The row "base" is the first group before training. Runs without an evaluation are left out by the caller."""
     first, others = section[0].curve(), [reference(g, section) for g in section]
     bases = [Curve("base", {0: first.steps[0]})] if 0 in first.steps else []
-    head, *rows = table([*bases, *(g.curve() for g in section)], [*bases, *(other.curve() for other in others)])
+    head, *rows = table([*bases, *(g.curve() for g in section)], [*bases, *((other or g).curve() for g, other in zip(section, others))])
     out = [["run", "seeds", *head[1:-3], *LAST]]
     out += [["base", str(len(section[0].runs)), *row[1:-1], "–", "–", "–"] for row in rows[: len(bases)]]
     for row, g, other in zip(rows[len(bases) :], section, others):
-        gap = g.difference(other) if g is not other else None
-        told = "{1:+.1f} ({2:+.1f} … {3:+.1f}) @{0}".format(gap[0], *(100 * x for x in gap[1:])) if gap else "–"
-        out.append([g.name, str(len(g.runs)), *row[1:], other.name if g is not other else "–", told])
+        compared = [row[-1] if other else "–", other.name if other and other is not g else "–", "–"]
+        if other and other is not g and (gap := g.difference(other)):
+            compared[2] = "{1:+.1f} ({2:+.1f} … {3:+.1f}) @{0}".format(gap[0], *(100 * x for x in gap[1:]))
+        out.append([g.name, str(len(g.runs)), *row[1:-1], *compared])
     return out
