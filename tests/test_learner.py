@@ -106,7 +106,7 @@ def test_the_same_gradient_for_any_micro_batch(model, weights, aggregation):
         assert float(told[0].grad_norm) == pytest.approx(float(also[0].grad_norm), rel=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(2, 2, 2), MeshConfig(1, 8), MeshConfig(4, 1, 2)])
+@pytest.mark.parametrize("mesh", [MeshConfig(8), MeshConfig(2, 2, 2), MeshConfig(1, 8)])
 def test_the_same_gradient_on_eight_devices(model, weights, mesh):
     optim = OptimConfig(lr=1e-2, max_grad_norm=1e9)
     one, told = one_update(model, weights, optim=optim)
