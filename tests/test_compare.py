@@ -138,7 +138,7 @@ def test_another_setting_has_a_grpo_of_its_own_or_says_what_it_is_compared_with(
         [("grpo", 64, 1e-6), ("antisd", 64, 1e-6), ("antisd", 32, 1e-6), ("grpo", 32, 1e-6), ("sd", 32, 3e-6)]
     ):
         run = recorded(tmp_path / str(n), method, 0, RIGHT[0]["antisd"])
-        runs.append(changed(run, lengths={"response": size}, eval={"response": size}, optim={"lr": rate}))
+        runs.append(changed(run, lengths={"response": size}, eval={"response": size, "every": n + 1}, optim={"lr": rate}))
     groups = grouped([read_run(Path(run)) for run in runs])
     assert [g.name for g in groups] == [
         "grpo, response 64",

@@ -13,7 +13,7 @@ from antisd_jax.errors import UserError
 from antisd_jax.files import read_jsonl
 from antisd_jax.results import Curve, pass_curve, table
 
-IGNORED = (*FREE, "seed", "init.run")  # init.run is told by itself
+IGNORED = (*FREE, "seed", "eval.every", "init.run")  # init.run is told by itself
 SECTION = ("model.", "data.", "eval.data", "init.run", "prompt.thinking")  # curves of other models or problems are not drawn together
 CREDIT = ("method.", "prompt.sources", "prompt.shuffled", "prompt.solution_tokens")  # what runs of one setting differ in
 LAST = ("Average@best", "Average@last", "speed-up", "compared with", "difference")  # columns of a table, after the benchmarks

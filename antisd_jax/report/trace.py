@@ -11,6 +11,7 @@ from antisd_jax.report.page import STYLE as PAGE
 from antisd_jax.text.words import first_word
 
 RANGE = 2.0  # nats: |u| at which a colour is full
+SHORT = 1500  # characters of a privileged prompt that is shown at once, beside its rollout
 ROLLOUTS, TOKENS = 64, 4000  # shown on the page at most, and tokens of each; the JSONL files hold all
 MARKS = """
 .tokens { line-height: 1.9; font: 13px/1.8 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -70,7 +71,7 @@ def card(row: dict, tokens: list[dict]) -> str:
         f'<span class="{good}">{escape(row["outcome"])}</span></h3><div class="faint">answer {escape(str(row["extracted"]))}, '
         f'wanted {escape(row["gold"])} · context {escape(row["context_source"])}{mean}{acts}</div><div class="two"><div>'
         f'<pre><b>{escape(row["prompt"])}</b></pre><div class="tokens">{"".join(spans)}</div></div>'
-        f"<details><summary>privileged prompt</summary><pre>{escape(row['privileged'])}</pre></details></div></div>"
+        f"<details{' open' if len(row['privileged']) < SHORT else ''}><summary>privileged prompt</summary><pre>{escape(row['privileged'])}</pre></details></div></div>"
     )
 
 
