@@ -63,11 +63,6 @@ def _shown(value) -> str:
     return str(value).lower() if isinstance(value, bool) else '""' if value == "" else str(value).replace("\n", "⏎")
 
 
-def meanings(cls) -> dict[str, str]:
-    """Field → what the code says of it, without unit and origin."""
-    return {name: split(said)[0] for name, said in comments(cls).items()}
-
-
 def split(said: str) -> tuple[str, str, str]:
     """ "meaning [unit; origin]" → its three parts; unit and origin are empty where the brackets are missing or of another form."""
     found = re.fullmatch(r"(.*?) \[([^][;]+); ([^][;]+)\]", said)

@@ -51,8 +51,9 @@ class Job:
         `antisd train` to go on with, or to refuse."""
         rows, path = read_jsonl(self.folder / "metrics.jsonl"), self.folder / "config.yaml"
         wanted = load(list(self.files), list(self.options))
-        ended = (stopped(self.folder, wanted.watchdog.stop) or {"step": wanted.steps})["step"]
-        if not rows or rows[-1]["step"] < ended or not (self.folder / "checkpoints" / str(rows[-1]["step"])).is_dir():
+        why, last = stopped(self.folder, wanted.watchdog.stop), rows[-1]["step"] if rows else 0
+        ended = last >= wanted.steps or bool(why and why["step"] == last)  # it may have gone on since, without that mode
+        if not rows or not ended or not (self.folder / "checkpoints" / str(last)).is_dir():
             return False
         return not differences(build(Config, read_yaml(path)), wanted)
 

@@ -119,6 +119,21 @@ def test_a_run_is_passed_over_only_when_it_is_kept_and_of_this_configuration(tmp
     assert jobs(file, [f"output={tmp_path / 'out'}", "optim.micro_tokens=512"])[1][0].finished(), "rounding alone"
 
 
+def test_a_run_that_went_on_after_its_watchdog_is_not_finished_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = write(
+        tmp_path / "s.yaml", base=["configs/smoke.yaml"], set={"steps": 9, "watchdog.stop": ["capped"]}, matrix={"method": ["grpo"]}
+    )
+    (job,) = jobs(file, [f"output={tmp_path / 'out'}"])[1]
+    (job.folder / "checkpoints" / "2").mkdir(parents=True)
+    (job.folder / "checkpoints" / "5").mkdir()
+    (job.folder / "config.yaml").write_text(dump(load(list(job.files), list(job.options))))
+    (job.folder / "stopped.json").write_text('{"step": 2, "mode": "capped", "reason": "all of them"}\n')
+    for last, finished in ((2, True), (5, False)):
+        (job.folder / "metrics.jsonl").write_text(f'{{"step": {last}}}\n')
+        assert job.finished() == finished, last
+
+
 def test_values_are_read_as_they_were_written_and_sections_may_be_empty(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "s.yaml").write_text(

@@ -64,7 +64,7 @@ def write_comparison(runs: list[str], output: str) -> Path:
         mark = f"-{number}" if len(sections) > 1 else ""
         painted = list(zip(members, colours(len(members))))
         figures = [(title, draw(file + mark, plot, folder, legend=False)) for title, file, plot in plots(painted, curves)]
-        parts.append(part(name, painted, tables.get(name, []), figures))
+        parts.append(section(name, painted, tables.get(name, []), figures))
     write_atomically(folder / "report.html", page(folder.name, groups, parts, told, times, missing))
     return folder / "report.html"
 
@@ -189,7 +189,7 @@ def html_table(rows: list[list[str]]) -> str:
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def part(name: str, painted: list[tuple[Group, str]], rows: list[list[str]], figures: list[tuple[str, str]]) -> str:
+def section(name: str, painted: list[tuple[Group, str]], rows: list[list[str]], figures: list[tuple[str, str]]) -> str:
     """One section of the page: its table, what the colours mean, its figures."""
     table = html_table(rows) if rows else '<span class="faint">no run was evaluated</span>'
     legend = "".join(f'<span><i style="background:{colour}"></i>{escape(g.name)}</span>' for g, colour in painted)
