@@ -1,7 +1,7 @@
 """`antisd plan`: compile a run's programs for hardware that is not here, and say whether they fit.
 
-`antisd plan FILE.yaml … --topology=v5p:4x4x4 [--key=value …]`; the keys are those of training. A topology is a name that libtpu
-knows (v5e:4x4, v6e:8x8, tpu7x:2x2x1; pip install "antisd-jax[tpu]"), or cpu:N for N devices of this machine. No weights are read.
+`antisd plan FILE.yaml … --topology=v5p:4x4x4 [--key=value …]`; the keys are those of training. hardware.py says which topologies
+there are. No weights are read.
 
 Of every program come the peak memory of a device, with what the run keeps there besides (its optimizer state, say); by hand the matrix
 products, and the bytes of weights, cache and state that have to be read; the least times for both that published figures allow; and
@@ -22,6 +22,7 @@ import numpy as np
 from antisd_jax import config as configuration
 from antisd_jax.batching import buckets
 from antisd_jax.errors import UserError
+from antisd_jax.hardware import CHIPS, Chip, topology_devices
 from antisd_jax.learner import abstract_state, accumulate, apply
 from antisd_jax.log import say
 from antisd_jax.model.decoder import abstract_decoding
@@ -36,23 +37,6 @@ from antisd_jax.types import Batch, Rows
 
 GIB = 2.0**30
 ALLOWED = 0.9  # of a chip's memory
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Published figures of a device: memory in bytes, FLOP/s in bfloat16, bytes a second from memory."""
-
-    memory: float
-    flops: float
-    bandwidth: float
-
-
-CHIPS = {
-    "v5e": Chip(16e9, 197e12, 819e9),
-    "v5p": Chip(95e9, 459e12, 2765e9),
-    "v6e": Chip(32e9, 918e12, 1640e9),
-    "tpu7x": Chip(96e9, 1153e12, 3690e9),  # a device is half a chip
-}
 
 
 @dataclass(frozen=True)
@@ -82,25 +66,6 @@ class Found:
     reads: float
     collectives: Counter  # bytes that come out of them, by kind
     refused: str = ""  # where the compiler gave up
-
-
-def topology_devices(topology: str):
-    """Raises UserError for a name that nobody knows, and where libtpu is missing."""
-    kind, _, shape = topology.partition(":")
-    if kind == "cpu" and shape.isdigit():
-        if len(jax.devices()) < int(shape):
-            raise UserError(f"topology: {topology}, but there are {len(jax.devices())} devices; set JAX_NUM_CPU_DEVICES={shape}")
-        return jax.devices()[: int(shape)]
-    if kind not in CHIPS:
-        raise UserError(f"topology: got {topology!r}, wanted cpu:N or one of {', '.join(CHIPS)} with its shape, as v5p:4x4x4")
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(topology, platform="tpu").devices
-    except Exception as e:
-        reason = str(e).strip().splitlines()[0]
-        hint = "" if "libtpu" not in reason.lower() else '; libtpu is needed: pip install "antisd-jax[tpu]"'
-        raise UserError(f"topology {topology}: {reason}{hint}") from None
 
 
 def share(tree) -> float:

@@ -168,6 +168,7 @@ def _plan(args: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"  # this process is only a compiler
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what XLA would do better with the device at hand
     for option in args:
         if "topology=cpu:" in option:
             os.environ.setdefault("JAX_NUM_CPU_DEVICES", option.rpartition(":")[2])

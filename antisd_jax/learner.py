@@ -110,6 +110,17 @@ def no_gradient(weights):
     return jax.tree.map(jnp.zeros_like, weights)
 
 
+def add_gradient(gradient, loss, weights):
+    """(gradient + ∂ value/∂ weights, more), where loss(weights) gives (value, more).
+
+    Each layer's is added where it stands, as soon as the backward pass has it: a second gradient, as large as the weights, never exists.
+    """
+    value, pullback, more = jax.vjp(loss, weights, has_aux=True)
+    sums = jax.tree.map(jax.new_ref, gradient)
+    pullback.with_refs(sums)(jnp.ones_like(value))
+    return jax.tree.map(jax.freeze, sums), more
+
+
 @partial(jax.jit, static_argnames=("c", "o", "term", "dtype"), donate_argnames=("gradient",))
 def accumulate(
     gradient, weights, batch: Batch, lam, limit, temperature, *, c: ModelConfig, o: OptimConfig, term: Term, dtype=jnp.float32
@@ -134,8 +145,8 @@ def accumulate(
         value, clipped = clipped_surrogate(scores.logprobs, old, advantage, weight, o.clip_low, o.clip_high)
         return value, Seen(value, clipped.sum(), Scores(fixed, scores.entropies), load)
 
-    more, seen = jax.grad(loss, has_aux=True)(weights)
-    return jax.tree.map(lambda p, a, b: constrain(a + b, *p.axes), declare(c), gradient, more), seen
+    gradient, seen = add_gradient(gradient, loss, weights)
+    return jax.tree.map(lambda p, a: constrain(a, *p.axes), declare(c), gradient), seen
 
 
 @partial(jax.jit, static_argnames=("o",), donate_argnames=("state",))

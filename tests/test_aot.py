@@ -17,6 +17,7 @@ from families import REAL, small
 from antisd_jax import aot
 from antisd_jax.config import Config, load
 from antisd_jax.errors import UserError
+from antisd_jax.hardware import topology_devices
 from antisd_jax.learner import OptimConfig, abstract_state
 from antisd_jax.model.decoder import abstract_decoding, forward, unstacked
 from antisd_jax.model.parameters import Experts, LayerKind, ModelConfig, abstract, declare
@@ -135,7 +136,14 @@ def test_what_does_not_fit_is_refused_with_the_largest_terms_and_what_would_help
 
 
 @pytest.mark.parametrize(
-    "topology, message", [("", "needs --topology"), ("h100:8", "wanted cpu:N or one of v5e"), ("cpu:99", "there are 8")]
+    "topology, message",
+    [
+        ("", "needs --topology"),
+        ("b300:8", "wanted cpu:N or one of v5e"),
+        ("h100:eight", "with its shape, as v5p:4x4x4 or h100:8"),
+        ("h100:0x8", "with its shape"),
+        ("cpu:99", "there are 8"),
+    ],
 )
 def test_unknown_hardware_is_one_clear_line(tmp_path, topology, message):
     folder = folder_of(tmp_path / "model", small(REAL["Qwen3-8B"]))
@@ -143,37 +151,57 @@ def test_unknown_hardware_is_one_clear_line(tmp_path, topology, message):
         aot.plan(replace(load([], [f"model.path={folder}"]), mesh=MeshConfig(topology=topology)))
 
 
+needs_cuda = pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)),
+    reason="JAX's CUDA libraries are not installed: pip install -e .[cuda]",
+)
+
+
+@pytest.mark.skipif(needs_cuda.args[0] is False, reason="JAX's CUDA libraries are installed")
+def test_a_plan_for_gpus_says_what_to_install():
+    with pytest.raises(UserError, match=r"topology h100:8: .*pip install \"antisd-jax\[cuda\]"):
+        topology_devices("h100:8")
+
+
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[tpu]")
 
 
-def on_tpu(tmp_path, *args):
+def planned(tmp_path, *args):
     """antisd plan in a process of its own, as a user would call it."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_LOG_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "antisd_jax", "plan", *map(str, args)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
-@needs_libtpu
+@pytest.mark.parametrize(
+    "topology, memory",
+    [pytest.param("v5e:2x2", "14.9", marks=needs_libtpu), pytest.param("h100:2x2", "74.5", marks=needs_cuda)],
+)
 @pytest.mark.parametrize("family", ["Qwen3-8B", "Qwen3-30B-A3B", "Olmo-3-7B-Instruct"])
-def test_all_programs_compile_for_a_tpu(tmp_path, family):
+def test_all_programs_compile_for_hardware_that_is_not_here(tmp_path, family, topology, memory):
     settings = small(REAL[family]) | {"head_dim": 128, "sliding_window": 128}
     folder = folder_of(tmp_path / "model", settings)
-    options = [f"--{o}" for o in PLANNED] + [f"--model.path={folder}", "--model.dtype=bfloat16", "--topology=v5e:2x2", "--mesh.tensor=2"]
+    options = [f"--{o}" for o in PLANNED] + [
+        f"--model.path={folder}",
+        "--model.dtype=bfloat16",
+        f"--topology={topology}",
+        "--mesh.tensor=2",
+    ]
     options += ["--lengths.context=512", "--lengths.response=256"]
-    done = on_tpu(tmp_path, *options)
+    done = planned(tmp_path, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     *programs, verdict = done.stdout.splitlines()[1:]
     named = [line.split()[0].rstrip(":") for line in programs]
-    assert re.fullmatch(r"  fits: the largest, .+, takes \d+% of 14.9 GiB a device", verdict)
+    assert re.fullmatch(rf"  fits: the largest, .+, takes \d+% of {memory} GiB a device", verdict)
     assert list(dict.fromkeys(named)) == ["prefill", "decode", "gradient", "score", "apply"]
-    assert all("of 14.9 GiB a device" in line for line in programs)
+    assert all(f"of {memory} GiB a device" in line for line in programs)
 
 
 @needs_libtpu
 def test_a_model_that_is_too_large_is_refused_before_anything_is_allocated(tmp_path):
     folder = folder_of(tmp_path / "model", REAL["Qwen3-8B"] | {"num_hidden_layers": 2})
     options = [f"--{o}" for o in PLANNED] + [f"--model.path={folder}", "--model.dtype=bfloat16", "--topology=v5e:2x2"]
-    done = on_tpu(tmp_path, *options)
+    done = planned(tmp_path, *options)
     assert done.returncode == 2 and "does not fit" in done.stderr, done.stdout + done.stderr[-2000:]
 
 
@@ -210,7 +238,7 @@ def test_every_shipped_hardware_lowers_the_models_it_is_for(tmp_path, hardware, 
         "todo = aot.tasks(c, m, mesh)\nwith use_mesh(mesh):\n    print(len([t.lower() for t in todo]))\n"
     )
     files = [str(ROOT / "configs" / f) for f in (f"models/{model}.yaml", "methods/antisd.yaml", f"hardware/{hardware}.yaml")]
-    if not load(files, []).mesh.topology:
+    if hardware.startswith("h100"):
         files.append(str(tmp_path / "cpus.yaml"))
         (tmp_path / "cpus.yaml").write_text("mesh: {topology: cpu:8}")
     environment = os.environ | {

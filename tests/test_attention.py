@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from antisd_jax.model.attention import chunked, decode_attention, library, splash
+from antisd_jax.model.decoder import REMAT
 
 LENGTHS = np.array([200, 131], np.int32)
 
@@ -47,18 +48,33 @@ def test_the_library_is_called_with_the_right_masks(window):
     assert got.shape == q.shape and np.abs(real(got) - real(plain(q, k, v, window))).max() < 1e-5
 
 
-@pytest.mark.parametrize("window", [None, 24])
-@pytest.mark.parametrize("c", [8, 128])
-def test_cudnn_takes_our_shapes(monkeypatch, window, c):
-    """Traced with its gradient as on a GPU, which has no say in it: an odd number of tokens, grouped heads, int32 lengths."""
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Tracing as on a GPU, which has no say in it."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+@pytest.mark.parametrize("c", [8, 128])
+def test_cudnn_takes_our_shapes(cudnn, window, c):
+    """Traced with its gradient: an odd number of tokens, grouped heads, int32 lengths."""
     shapes = [jax.ShapeDtypeStruct((2, 201, h, c), jnp.bfloat16) for h in (4, 2, 2)]
     loss = lambda *x: library(*x, LENGTHS, window, "cudnn").astype(jnp.float32).sum()  # noqa: E731
     gradients = jax.eval_shape(jax.grad(loss, (0, 1, 2)), *shapes)
     assert [g.shape for g in gradients] == [s.shape for s in shapes]
+
+
+@pytest.mark.parametrize("remat, runs", [("full", 2), ("attention", 1), ("dots", 1), ("none", 1)])
+def test_cudnns_kernel_runs_once_where_its_output_is_kept(cudnn, remat, runs):
+    """Its statistics as well: without them the backward pass would run the whole kernel again."""
+    f = lambda *x: library(*x, LENGTHS, None, "cudnn")  # noqa: E731
+    f = f if remat == "none" else jax.checkpoint(f, policy=REMAT[remat])
+    shapes = [jax.ShapeDtypeStruct((2, 200, h, 64), jnp.bfloat16) for h in (4, 2, 2)]
+    traced = jax.make_jaxpr(jax.grad(lambda *x: (f(*x).astype(jnp.float32) ** 2).sum(), (0, 1, 2)))(*shapes)
+    assert str(traced).count("dot_product_attention_fwd_wrapper[") == runs
 
 
 @pytest.mark.parametrize("window", [None, 24])

@@ -7,14 +7,15 @@ import pytest
 from antisd_jax.config import Config, Method
 from antisd_jax.errors import UserError
 from antisd_jax.learner import OptimConfig, abstract_state, accumulate, no_gradient, start
-from antisd_jax.model.parameters import declare
+from antisd_jax.model.parameters import count, declare, init
 from antisd_jax.model.sharding import MeshConfig, make_mesh, param_shardings, place_rows, use_mesh
 from antisd_jax.objective.advantage import Term
 from antisd_jax.objective.gate import Gate
 from antisd_jax.steps import Policy, learn, make_batches, student_scores, teacher_scores
 from antisd_jax.text.prompt import Context
 from antisd_jax.text.rows import Problem
-from antisd_jax.types import Rollouts, pack_rows
+from antisd_jax.tiny.random_folder import relative
+from antisd_jax.types import Batch, Rollouts, pack_rows
 
 P, G, R, S = 4, 4, 9, 6
 GRPO = Method("grpo", 0.0, gate=Gate("none"))
@@ -234,6 +235,20 @@ def test_the_gradient_is_placed_as_the_weights_from_the_first_micro_batch_on(mod
                 assert g.sharding.is_equivalent_to(w.sharding, g.ndim)
             batch = place_rows(mesh, batch)
             gradient, _ = accumulate(gradient, placed, batch, np.float32(0), np.float32(np.inf), 1.0, c=model, o=OptimConfig(), term=Term())
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "olmo3"])
+def test_a_gradient_is_added_in_place(family):
+    """The compiled program has no room for a second one beside it."""
+    c = relative(family, 64, 256, 8)
+    w = jax.eval_shape(lambda: init(c, 0))
+    rows = pack_rows([([1, 2, 3], [4, 5, 6, 7])] * 2, 2, 8)
+    ones = np.ones(2, np.float32)
+    batch = Batch(rows, ones, np.zeros((2, 5), np.float32), np.zeros((2, 1), np.float32), ones)
+    lowered = accumulate.lower(w, w, batch, 0.0, np.inf, 1.0, c=c, o=OptimConfig(remat="full"), term=Term())
+    found = lowered.compile().memory_analysis()
+    assert found.alias_size_in_bytes >= 4 * count(c), "the sum is the argument itself"
+    assert found.temp_size_in_bytes < 0.7 * 4 * count(c)
 
 
 def test_bfloat16_activations_track_float32_over_twenty_steps(model, weights, mesh1):

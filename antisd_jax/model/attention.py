@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from antisd_jax.model.sharding import on_shards, platform
 
@@ -24,13 +25,14 @@ def attention(q, k, v, lengths, window: int | None = None):
 
     Rows are right-padded: row b is lengths[b] tokens long and what stands at and beyond that is finite and meaningless.
     TPU: the splash kernel. GPU: cuDNN, in 16-bit types and heads it knows. Elsewhere query chunks against their prefix, in memory linear in T.
+    remat=attention keeps what the kernels' gradients need: by the name "attention", of cuDNN by its primitive (decoder.REMAT).
     """
     on = platform()
     if on == "tpu":
         return splash(q, k, v, lengths, window)
     if on == "gpu" and q.dtype.itemsize == 2 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128:
         return library(q, k, v, lengths, window, "cudnn")
-    return chunked(q, k, v, window)
+    return checkpoint_name(chunked(q, k, v, window), "attention")
 
 
 def library(q, k, v, lengths, window, implementation: str):

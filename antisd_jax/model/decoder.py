@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name, checkpoint_policies
+from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import NamedSharding
 
 from antisd_jax.model.attention import attention
@@ -20,11 +20,18 @@ from antisd_jax.model.parameters import LayerKind, Layers, ModelConfig, Param, W
 from antisd_jax.model.rope import rotate
 from antisd_jax.model.sharding import RULES, WHOLE_RULES, constrain, current_mesh, spec
 
+
+def _is_cudnn(primitive, *_, **__) -> bool:
+    """Of cuDNN's attention the statistics are wanted besides the output, and have no name by which to keep them."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
 # What the backward pass finds of a layer instead of computing it again.
+_either = checkpoint_policies.save_from_both_policies
 REMAT = {
     "none": None,  # everything
-    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,  # the projections' outputs
-    "attention": checkpoint_policies.save_only_these_names("attention"),  # attention's output
+    "dots": _either(checkpoint_policies.dots_with_no_batch_dims_saveable, _is_cudnn),  # the projections' outputs
+    "attention": _either(checkpoint_policies.save_only_these_names("attention"), _is_cudnn),  # attention's output
     "full": checkpoint_policies.nothing_saveable,  # the layer's input alone
 }
 
@@ -75,7 +82,7 @@ def _block(c: ModelConfig, kind: LayerKind, w: Layers, x, positions, real, atten
         q = rotate(rms_norm(q, w.query_norm, c.norm_eps), positions, kind.rope)
         k = rotate(rms_norm(k, w.key_norm, c.norm_eps), positions, kind.rope)
         mixed, kept = attend(q, k, v)
-        return linear(checkpoint_name(along(mixed, "heads", None), "attention"), w.out, inputs=2), kept
+        return linear(along(mixed, "heads", None), w.out, inputs=2), kept
 
     def feed_forward(h):
         if c.experts is None:
@@ -99,7 +106,9 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     """Hidden states of right-padded rows: tokens [B T], lengths [B] → (states [B T D] after the last norm, Kept).
 
     Causal, positions from 0. remat: a key of REMAT. keep_kv: also keep every layer's keys and values.
-    The scan is over repetitions of the layer pattern, so that each kind of layer is compiled for its own window.
+    The scan is over repetitions of the layer pattern, so that each kind of layer is compiled for its own window. It takes its layers out
+    of the stack by number, so that their gradients can be added in place: differentiate it by learner.add_gradient. A plain jax.grad
+    gives the same numbers and adds the whole stack at every layer.
     """
     b, t = tokens.shape
     lengths = jnp.full((b,), t, jnp.int32) if lengths is None else lengths
@@ -107,28 +116,28 @@ def forward(c: ModelConfig, weights: Weights, tokens, lengths=None, *, remat="no
     real = (positions < lengths[:, None]) & (lengths[:, None] > 1)  # a row of one token only fills up a micro-batch
     declared = declare(c).layers
 
-    def layer(x, stacked, i):
-        """Layer i of the pattern. The slice is taken in here: outside, remat would save a copy of all weights."""
+    def layer(x, layers, n, i):
+        """Layer i of the pattern's repetition n. It is taken in here: outside, remat would save a copy of all weights."""
 
         def attend(q, k, v):
             return attention(q, k, v, lengths, c.kinds[i].window), (k, v) if keep_kv else None
 
-        whole = jax.tree.map(lambda p, a: _gathered(p, a[i], dtype), declared, stacked)
+        taken = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, n * len(c.kinds) + i, keepdims=False), layers)
+        whole = jax.tree.map(lambda p, a: _gathered(p, a, dtype), declared, taken)
         return _block(c, c.kinds[i], whole, x, positions, real, attend)
 
     if remat != "none":
-        layer = jax.checkpoint(layer, policy=REMAT[remat], static_argnums=2)
+        layer = jax.checkpoint(layer, policy=REMAT[remat], static_argnums=3)
 
-    def pattern(x, stacked):
+    def pattern(x, n):
         kept = []
         for i in range(len(c.kinds)):
-            x, kv, taken = layer(x, stacked, i)
+            x, kv, taken = layer(x, weights.layers, n, i)
             kept.append(Kept(kv, taken))
         return x, jax.tree.map(lambda *a: jnp.stack(a), *kept)
 
     x = constrain(weights.embedding.astype(dtype)[tokens], "rows", _along(t), None)
-    repeated = jax.tree.map(lambda a: a.reshape(-1, len(c.kinds), *a.shape[1:]), weights.layers)
-    x, kept = jax.lax.scan(pattern, x, repeated)
+    x, kept = jax.lax.scan(pattern, x, jnp.arange(c.layers // len(c.kinds)))
     kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
     return rms_norm(x, weights.norm, c.norm_eps), kept
 

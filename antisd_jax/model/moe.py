@@ -6,8 +6,9 @@ Shape letters: N tokens, D width, F feed-forward width of one expert, E experts,
 import jax
 import jax.numpy as jnp
 
+from antisd_jax.model.grouped import fits, grouped_dot
 from antisd_jax.model.parameters import Experts
-from antisd_jax.model.sharding import current_mesh, on_shards
+from antisd_jax.model.sharding import current_mesh, on_shards, platform
 
 CHUNK = 8192  # tokens, gathered from all devices, whose copies for their experts exist at one time
 
@@ -76,11 +77,15 @@ def _chunk(x, probabilities, chosen, gate, up, down, spread: bool):
     # Rows beyond the groups' sum are not computed: their content is undefined, in the gradient as well, hence both masks.
     kept = mine[order][:, None]
     rows = jnp.where(kept, x[order // each], 0)
-    hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes))
-    hidden *= jax.lax.ragged_dot(rows, up, sizes)
-    out = jnp.where(kept, jax.lax.ragged_dot(hidden, down, sizes), 0)
+    hidden = jax.nn.silu(_products(rows, gate, sizes)) * _products(rows, up, sizes)
+    out = jnp.where(kept, _products(hidden, down, sizes), 0)
     out = out[jnp.argsort(order)].reshape(-1, each, x.shape[-1]).astype(jnp.float32)
     out = (out * probabilities[..., None]).sum(axis=1).astype(x.dtype)
     if spread:
         out = jax.lax.psum_scatter(jax.lax.psum(out, "tensor"), "expert", tiled=True)
     return out
+
+
+def _products(x, w, sizes):
+    """x [N I], in order of its groups, by their matrices w [E I J]; sizes [E] → [N J]."""
+    return (grouped_dot if platform() == "gpu" and fits(x, w) else jax.lax.ragged_dot)(x, w, sizes)

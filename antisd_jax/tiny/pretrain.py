@@ -19,6 +19,7 @@ import optax
 
 from antisd_jax.arrays import response_mask
 from antisd_jax.errors import UserError
+from antisd_jax.learner import add_gradient
 from antisd_jax.model.hf import save_weights
 from antisd_jax.model.parameters import LayerKind, ModelConfig, count, init
 from antisd_jax.model.rope import Rope
@@ -80,9 +81,9 @@ def train_step(weights, state, plain: Rows, privileged: Rows, c: ModelConfig, op
             mask = response_mask(rows.response_lengths, RESPONSE)
             total -= jnp.sum(score_rows(c, weights, rows, RESPONSE, 1.0)[0].logprobs * mask)
             tokens += mask.sum()
-        return total / tokens
+        return total / tokens, total / tokens
 
-    value, gradient = jax.value_and_grad(loss)(weights)
+    gradient, value = add_gradient(jax.tree.map(jnp.zeros_like, weights), loss, weights)
     updates, state = optimizer.update(gradient, state, weights)
     return optax.apply_updates(weights, updates), state, value
 
