@@ -177,7 +177,9 @@ def planned(tmp_path, *args):
     "topology, memory",
     [pytest.param("v5e:2x2", "14.9", marks=needs_libtpu), pytest.param("h100:2x2", "74.5", marks=needs_cuda)],
 )
-@pytest.mark.parametrize("family", ["Qwen3-8B", "Qwen3-30B-A3B", "Olmo-3-7B-Instruct"])
+@pytest.mark.parametrize(
+    "family", ["Qwen3-8B", *(pytest.param(f, marks=pytest.mark.long) for f in ("Qwen3-30B-A3B", "Olmo-3-7B-Instruct"))]
+)
 def test_all_programs_compile_for_hardware_that_is_not_here(tmp_path, family, topology, memory):
     settings = small(REAL[family]) | {"head_dim": 128, "sliding_window": 128}
     folder = folder_of(tmp_path / "model", settings)
@@ -197,6 +199,7 @@ def test_all_programs_compile_for_hardware_that_is_not_here(tmp_path, family, to
     assert all(f"of {memory} GiB a device" in line for line in programs)
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_a_model_that_is_too_large_is_refused_before_anything_is_allocated(tmp_path):
     folder = folder_of(tmp_path / "model", REAL["Qwen3-8B"] | {"num_hidden_layers": 2})
@@ -221,6 +224,7 @@ def test_no_shipped_hardware_is_left_out():
     assert {hardware for hardware, _ in PAIRS} == {p.stem for p in (ROOT / "configs" / "hardware").glob("*.yaml")}
 
 
+@pytest.mark.long
 @needs_libtpu
 @pytest.mark.parametrize("hardware, model", PAIRS)
 def test_every_shipped_hardware_lowers_the_models_it_is_for(tmp_path, hardware, model):

@@ -100,6 +100,7 @@ exit $first
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path):
     """The room is a small tmpfs, of which only this test knows."""
     (tmp_path / "disk").mkdir()

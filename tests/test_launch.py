@@ -59,6 +59,7 @@ wait -n && wait -n
 """
 
 
+@pytest.mark.long
 def test_slurms_script_trains_with_two_tasks(tmp_path):
     stand_in = tmp_path / "bin" / "srun"
     stand_in.parent.mkdir()

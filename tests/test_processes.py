@@ -149,6 +149,7 @@ def weights_of(folder, step: int):
     return state, record
 
 
+@pytest.mark.long
 def test_one_two_and_four_processes_are_the_same_run_and_another_number_goes_on(tmp_path):
     """Four devices each time. A process of two is killed in the middle; then all four devices belong to one process, which goes on."""
     folders, options = {n: tmp_path / str(n) for n in (1, 2, 4)}, ("steps=4", "checkpoint.every=1", "eval.every=0")
@@ -183,6 +184,7 @@ class Impatient(processes._State):
         self.points = 0
 
 
+@pytest.mark.long
 def test_a_run_that_is_asked_to_stop_again_and_again_ends_as_if_it_never_was(tmp_path, monkeypatch):
     """At safe points of every phase; each time the same command goes on, until it is through."""
     options = ("steps=4", "optim.minibatches=2")
@@ -218,6 +220,7 @@ def test_sigterm_leads_to_a_checkpoint_and_a_status_that_says_again(tmp_path):
     assert kept == metrics(tmp_path)[-1]["step"] >= 2
 
 
+@pytest.mark.long
 def test_a_step_whose_evaluation_was_cut_off_is_finished_once(tmp_path, monkeypatch):
     """Stopped within the last evaluation: a checkpoint with the step's metrics; later commands finish it, and then have nothing to do."""
     options = ("steps=2", "eval.every=2", "checkpoint.every=0")
@@ -244,6 +247,7 @@ def test_a_step_whose_evaluation_was_cut_off_is_finished_once(tmp_path, monkeypa
     assert (tmp_path / "torn" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
+@pytest.mark.long
 def test_a_part_that_one_of_two_cannot_read_sends_both_to_the_one_before_it_and_a_process_that_is_gone_does_not(tmp_path):
     options = ("steps=2", "checkpoint.every=1", "eval.every=0", "lengths.response=16")
     assert [status for status, _ in ended(run_together(tmp_path, 2, 1, *options), 240)] == [0, 0]
@@ -268,6 +272,7 @@ def test_a_part_that_one_of_two_cannot_read_sends_both_to_the_one_before_it_and_
     assert metrics(tmp_path) == expected
 
 
+@pytest.mark.long
 def test_antisd_goes_on_from_a_run_of_grpo(tmp_path, capsys):
     """Twenty steps, then twenty: another gate, the next problems, the moments as they were."""
     grpo = ROOT / "configs" / "methods" / "grpo.yaml"

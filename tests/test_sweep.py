@@ -53,6 +53,7 @@ def test_shipped_sweeps_print_commands_whose_configurations_hold(file, monkeypat
             assert (c.steps, c.problems, c.samples, c.optim.lr) == (200, 32, 8, 1e-6) and (c.eval.every, c.eval.limit) == (10, 0)
 
 
+@pytest.mark.long
 def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     small = {k: yaml.safe_load(v) for k, v in (option.split("=", 1) for option in SMALL)} | {"steps": 2, "checkpoint.every": 1}
@@ -85,6 +86,7 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_ends_with_a_report(tmp_path, m
     assert (tmp_path / "out" / "report.html").exists() and "sd,1," in (tmp_path / "out" / "table.csv").read_text()
 
 
+@pytest.mark.long
 def test_a_run_that_its_watchdog_ends_has_a_report_and_does_not_end_the_sweep(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     small = {

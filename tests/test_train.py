@@ -61,6 +61,7 @@ def final_weights(folder, step):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
 
 
+@pytest.mark.long
 def test_killed_anywhere_and_run_again_equals_an_undisturbed_run(tmp_path):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     subprocess.run(command(whole, "steps=5"), check=True, capture_output=True)
