@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
+from math import sqrt
+from statistics import pvariance
 
 MODES = ("capped", "diverging", "falling", "collapse", "drift", "over-ascent", "flat", "blind")
 TEACHER = "antisd/teacher_entropy"
+SURE = 3.0  # standard errors: what a reward falls by is more than these, or it is noise
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
     judged = completed is not None and before is not None
     if judged and capped > then["response_length/clip_ratio"] + 0.1 and completed < before - 0.05:
         out["diverging"] = f"the length-cap share rose to {capped:.0%} while the reward of completed rollouts fell to {completed:.3f}"
-    best, last = reward_means(history, w.window)
-    if last < w.reward_fall * best and last < best - 0.05:
+    best, last, error = reward_means(history, w.window)
+    if last < w.reward_fall * best and last < best - max(0.05, SURE * error):
         out["falling"] = f"the reward fell from {best:.3f} to {last:.3f}, means of {w.window} steps"
     if entropy < w.entropy_fall * first["actor/entropy"]:
         out["collapse"] = f"entropy collapse: the student's fell from {first['actor/entropy']:.4f} to {entropy:.4f} nats"
@@ -61,11 +64,16 @@ def watch(history: list[dict], w: WatchdogConfig) -> dict[str, str]:
     return out
 
 
-def reward_means(history: list[dict], window: int) -> tuple[float, float]:
-    """(the best, the last) mean reward over so many steps; zeros before there are so many."""
-    sums = [0.0, *accumulate(row["critic/rewards/mean"] for row in history)]
-    means = [(end - start) / window for start, end in zip(sums, sums[window:])] or [0.0]
-    return max(means), means[-1]
+def reward_means(history: list[dict], window: int) -> tuple[float, float, float]:
+    """(the best, the last) mean reward over so many steps, and the standard error of their difference; zeros before there are so many."""
+    rewards = [row["critic/rewards/mean"] for row in history]
+    sums = [0.0, *accumulate(rewards)]
+    means = [(end - start) / window for start, end in zip(sums, sums[window:])]
+    if not means:
+        return 0.0, 0.0, 0.0
+    best = means.index(max(means))
+    spread = pvariance(rewards[best : best + window]) + pvariance(rewards[-window:])
+    return means[best], means[-1], sqrt(spread / max(window - 1, 1))
 
 
 def story(history: list[dict], w: WatchdogConfig) -> list[tuple[int, str, str]]:

@@ -59,7 +59,7 @@ SIZES = {
         tail=(4, 2, 16, 12, 48), train=((2, 64), (1, 128)), step=(2, 2, 16, 32, 32), side=256, copy=2**20, tokens=128,
     ),
 }  # fmt: skip
-REMAT = "full"
+REMAT = ("full", "attention")  # of the gradient alone; a whole step has the first
 
 
 def tell(**row) -> None:
@@ -199,8 +199,7 @@ def products(c, rows: int, length: int, passes: int) -> float:
 def train(size: dict, name: str, rates: dict) -> None:
     """Score (log-prob and entropy), gradient, and the optimizer's step."""
     c, mesh = model(name)
-    dtype, o = size["dtype"], OptimConfig(remat=REMAT, moments="bfloat16")
-    how = dict(c=c, o=o, term=Term(), dtype=dtype)
+    dtype, optim = size["dtype"], {remat: OptimConfig(remat=remat, moments="bfloat16") for remat in REMAT}
     with use_mesh(mesh), exact_products(dtype):
         weights = random_weights(c, 0, mesh)
         gradient = no_gradient(weights)
@@ -211,13 +210,15 @@ def train(size: dict, name: str, rates: dict) -> None:
             tell(part="score", **speed(c, name, rows, length, seconds, 1, rates))
             zeros, ones = np.zeros((rows, length - 1), np.float32), np.ones(rows, np.float32)
             batch = place_rows(mesh, Batch(packed, ones, zeros, np.zeros((rows, 1), np.float32), ones / rows / length))
-            seconds = []
-            for _ in range(ROUNDS + 1):
-                began = time.perf_counter()
-                gradient, seen = jax.block_until_ready(accumulate(gradient, weights, batch, 0.0, np.inf, 1.0, **how))
-                seconds.append(time.perf_counter() - began)
-                del seen
-            tell(part="update", **speed(c, name, rows, length, statistics.median(seconds[1:]), 3, rates), remat=o.remat)
+            for remat, o in optim.items():
+                seconds, how = [], dict(c=c, o=o, term=Term(), dtype=dtype)
+                for _ in range(ROUNDS + 1):
+                    began = time.perf_counter()
+                    gradient, seen = jax.block_until_ready(accumulate(gradient, weights, batch, 0.0, np.inf, 1.0, **how))
+                    seconds.append(time.perf_counter() - began)
+                    del seen
+                tell(part="update", **speed(c, name, rows, length, statistics.median(seconds[1:]), 3, rates), remat=remat)
+        o = optim[REMAT[0]]
         state, seconds = start(weights, o, mesh), []
         for _ in range(ROUNDS + 1):
             began = time.perf_counter()
@@ -248,7 +249,7 @@ def step(size: dict, name: str, rates: dict) -> None:
     contexts = [Context(tuple(rng.integers(1, c.vocab, context).tolist()), "solution") for _ in range(n)]
     limits = np.clip(np.exp(rng.normal(np.log(longest / 3), 0.7, (problems, samples))), 1, longest).astype(int)
     rewards = rng.integers(0, 2, (problems, samples)).astype(float)
-    optim, seconds = OptimConfig(remat=REMAT, moments="bfloat16"), {"rollout": [], "teacher": [], "grpo": [], "antisd": []}
+    optim, seconds = OptimConfig(remat=REMAT[0], moments="bfloat16"), {"rollout": [], "teacher": [], "grpo": [], "antisd": []}
     methods = {"grpo": Method("grpo", 0.0, gate=Gate("none")), "antisd": Method()}
     with use_mesh(mesh), exact_products(dtype):
         state = start(random_weights(c, 0, mesh), optim, mesh)

@@ -34,7 +34,10 @@ NAMES = {
     "olmo3_7b_think": "Olmo-3-7B-Think",
     "qwen3_30b_a3b": "Qwen3-30B-A3B",
 }
-SLICES = {"v5p_64": list(NAMES), "v6e_64": list(NAMES), "v5e_64": ["qwen3_8b", "qwen3_4b_instruct_2507"]}
+SLICES = {
+    **{"v5p_64": list(NAMES), "v6e_64": list(NAMES), "v5e_64": ["qwen3_8b", "qwen3_4b_instruct_2507"]},
+    "h100_8": list(NAMES),
+}
 
 
 def compiled(model: str, hardware: str, folder: Path) -> list[str]:

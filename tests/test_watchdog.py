@@ -37,9 +37,19 @@ def test_a_reward_that_falls_is_named_however_it_falls():
     """Short, wrong responses: no cap is met, entropy stays."""
     rewards = [0.2, 0.3, 0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2]
     told = story([CALM | {"step": n, "critic/rewards/mean": r} for n, r in enumerate(rewards)], WatchdogConfig(window=3))
-    assert told == [(7, "falling", "the reward fell from 0.400 to 0.267, means of 3 steps")]
+    assert told == [(8, "falling", "the reward fell from 0.400 to 0.200, means of 3 steps")]
     assert not story([CALM | {"step": n, "critic/rewards/mean": r / 10} for n, r in enumerate(rewards)], WatchdogConfig(window=3)), "noise"
     assert not story([CALM | {"step": 0, "critic/rewards/mean": 0.0}], WatchdogConfig(window=3))
+
+
+def test_a_reward_that_jumps_by_as_much_at_every_step_is_not_falling():
+    """Few rollouts a step: the same two means as a fall that is named, one of 0.4 ± 0.01 and one of 0.25 ± 0.01."""
+
+    def told(noise):
+        rewards = [mean + noise * (-1) ** n for mean in (0.4, 0.25) for n in range(10)]
+        return story([CALM | {"step": n, "critic/rewards/mean": r} for n, r in enumerate(rewards)], WatchdogConfig(window=10))
+
+    assert [mode for _, mode, _ in told(0.01)] == ["falling"] and not told(0.25)
 
 
 def test_a_step_at_which_no_rollout_completed_or_no_context_acted_is_not_judged_by_them():
