@@ -43,6 +43,7 @@ def test_a_step_learns_from_what_the_weights_one_update_before_it_sampled(tmp_pa
     assert {row["rollout/staleness"] for row in metrics(tmp_path / "plain")} == {0}
 
 
+@pytest.mark.long
 def test_torn_anywhere_it_ends_as_if_it_never_was(tmp_path, monkeypatch):
     options = ("steps=4", "eval.every=2", *AHEAD)
     train.train(small(tmp_path / "whole", *options))

@@ -63,6 +63,7 @@ def test_a_script_replaces_its_own_part_alone(tmp_path):
     assert path.read_text() == "# One\n\nagain\n\n# Two\n\n| a |\n"
 
 
+@pytest.mark.long
 def test_what_a_gpu_is_measured_with_runs_small_on_a_cpu(capsys):
     """Every part of ours but the sampler's, which has a benchmark of its own; transformers and torch stand in test_parity."""
     import gpu

@@ -141,7 +141,7 @@ def test_a_linked_output_stays_a_link_and_odd_text_comes_back(tmp_path):
     assert json.loads((tmp_path / "target.jsonl").read_text())["logprobs"] == row["logprobs"]
 
 
-@pytest.fixture(scope="module", params=["qwen3", "qwen3_moe", "olmo3"])
+@pytest.fixture(scope="module", params=["qwen3", *(pytest.param(f, marks=pytest.mark.long) for f in ("qwen3_moe", "olmo3"))])
 def run(request, tmp_path_factory):
     """Two steps of a small model of each family, checkpointed at each."""
     path = tmp_path_factory.mktemp("run")

@@ -293,6 +293,7 @@ print(json.dumps({"shards": shards, "above": peak() - before - shards}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_loading_two_gigabytes_takes_less_than_one_above_the_shards(tmp_path):
     """The peak of the process, in which the devices' memory is, too: a synthetic 2 GB bfloat16 folder on four devices."""

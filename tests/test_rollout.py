@@ -176,7 +176,7 @@ def whole_stories(model, weights):
     return dict(zip(ids, out.tokens))
 
 
-@pytest.mark.parametrize("mesh", [None, MeshConfig(4, 1, 2)])
+@pytest.mark.parametrize("mesh", [None, pytest.param(MeshConfig(4, 1, 2), marks=pytest.mark.long)])
 def test_nothing_is_compiled_after_all_was_compiled_ahead(model, weights, mesh):
     """Whatever ends when: 240 tokens, three numbers of columns and of slots. On a mesh four shards, whose slots are never moved together."""
     jax.clear_caches()

@@ -79,6 +79,7 @@ def test_solutions_of_the_problems_are_correct():
     assert direct(ALL[0].hits[0]) == ALL[0].row("train", 0)["solution"]
 
 
+@pytest.mark.long
 def test_pretraining_learns_and_writes_a_complete_folder(tmp_path, capsys, mesh1):
     main([f"--output={tmp_path}", "--steps=8"])
     losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("step")]

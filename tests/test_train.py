@@ -314,7 +314,9 @@ def test_every_shipped_model_is_listed_here():
     assert sorted(name for name, *_ in SHIPPED) == sorted(p.stem for p in (ROOT / "configs" / "models").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name, family, template, source", SHIPPED)
+@pytest.mark.parametrize(
+    "name, family, template, source", [SHIPPED[0], *(pytest.param(*case, marks=pytest.mark.long) for case in SHIPPED[1:])]
+)
 def test_every_shipped_model_config_trains_a_small_relative(tmp_path, corpus, name, family, template, source):
     """On real text, with each source of context, its own thinking mode, remat and dtype, on eight devices."""
     make(str(corpus), tmp_path / "model", vocab=400, width=32, family=family, template=template)

@@ -6,7 +6,6 @@ Shape letters: N tokens, D width, F feed-forward width of one expert, E experts,
 import jax
 import jax.numpy as jnp
 
-from antisd_jax.model.grouped import fits, grouped_dot
 from antisd_jax.model.parameters import Experts
 from antisd_jax.model.sharding import current_mesh, on_shards, platform
 
@@ -88,4 +87,9 @@ def _chunk(x, probabilities, chosen, gate, up, down, spread: bool):
 
 def _products(x, w, sizes):
     """x [N I], in order of its groups, by their matrices w [E I J]; sizes [E] → [N J]."""
-    return (grouped_dot if platform() == "gpu" and fits(x, w) else jax.lax.ragged_dot)(x, w, sizes)
+    if platform() == "gpu":
+        from antisd_jax.model.grouped import fits, grouped_dot
+
+        if fits(x, w):
+            return grouped_dot(x, w, sizes)
+    return jax.lax.ragged_dot(x, w, sizes)
