@@ -1,6 +1,6 @@
-"""Do the five models fit at the paper's lengths? Compiles all programs of each for TPU slices that are not here → benchmarks/PLANS.md.
+"""Do the five models fit at the paper's lengths? Compiles all programs of each for TPU slices and GPUs that are not here → benchmarks/PLANS.md.
 
-python benchmarks/plans.py [--only=qwen3_8b]    about an hour on 2 cores; needs libtpu (pip install "antisd-jax[tpu]")
+python benchmarks/plans.py [--only=qwen3_8b] [--slices=v5p_64,h100_8]    an hour and a half on 2 cores; needs pip install "antisd-jax[tpu,cuda]"
 
 The models' config.json are written from tests/families.py; nothing is downloaded.
 """
@@ -12,11 +12,12 @@ import re
 import sys
 import tempfile
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -46,7 +47,8 @@ def compiled(model: str, hardware: str, folder: Path) -> list[str]:
     at = folder / NAMES[model]
     at.mkdir(exist_ok=True)
     (at / "config.json").write_text(json.dumps(settings))
-    hardware += "_experts" if "num_experts" in settings else "_olmo3" if settings["model_type"] == "olmo3" else ""
+    own = "_experts" if "num_experts" in settings else "_olmo3" if settings["model_type"] == "olmo3" else ""
+    hardware += own if (ROOT / "configs" / "hardware" / f"{hardware}{own}.yaml").exists() else ""
     files = [str(ROOT / "configs" / part) for part in (f"models/{model}.yaml", "methods/antisd.yaml", f"hardware/{hardware}.yaml")]
     lines = [f"antisd plan {' '.join('configs' + f.split('configs')[1] for f in files)}"]
     try:
@@ -54,6 +56,22 @@ def compiled(model: str, hardware: str, folder: Path) -> list[str]:
     except UserError as e:
         lines.append(f"  {e}")
     return [line.replace(f"{folder}/", "") for line in lines]
+
+
+def compiler(hardware: str) -> str:
+    """What compiles for it, with versions."""
+    names = (
+        ["jax", "libtpu"]
+        if hardware.startswith("v")
+        else ["jax", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"]
+    )
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def blocks(text: str) -> dict[tuple[str, str], str]:
@@ -88,7 +106,7 @@ def main() -> None:
                 if model.startswith(a.only):
                     began = time.monotonic()
                     lines = compiled(model, hardware, Path(folder))
-                    lines.append(f"  compiled in {time.monotonic() - began:.0f} s")
+                    lines.append(f"  compiled in {time.monotonic() - began:.0f} s by {compiler(hardware)}")
                     print("\n".join(lines), flush=True)
                     plans |= blocks("```\n" + "\n".join(lines) + "\n```")
     told = "\n\n".join(f"```\n{block}\n```" for block in plans.values())
@@ -96,7 +114,8 @@ def main() -> None:
 
 Does a step fit, at the paper's lengths: 32 problems × 8 samples, responses of 16,384 tokens (32,768 for Think)? Peak memory of a chip in GiB, and
 as a share of all it has, for every program at its longest, with what the run keeps beside it. Compiled for the hardware, without it:
-`python benchmarks/plans.py` (`--only=olmo3 --slices=v6e_64` does a part again); JAX {version("jax")}, libtpu {version("libtpu")}.
+`python benchmarks/plans.py` (`--only=olmo3 --slices=v6e_64` does a part again). What compiled a plan stands at its end; where nothing does, it was
+JAX 0.10.2 with libtpu 0.0.42.1, before gradients were added in place (a second look at Qwen3-8B on v5p_64 gave 6.7 and 9.7 GiB, where 6.8 and 9.6 stand).
 
 {table(plans)}
 

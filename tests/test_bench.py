@@ -77,7 +77,8 @@ def test_what_a_gpu_is_measured_with_runs_small_on_a_cpu(capsys):
     worker.train(size, size["models"][0], rates)
     worker.step(size, size["models"][0], rates)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["part"] for row in rows] == ["score", "update"] * 2 + ["optimizer", "step"]
+    assert [row["part"] for row in rows] == ["score", "update", "update"] * 2 + ["optimizer", "step"]
+    assert [row["remat"] for row in rows if row["part"] == "update"] == list(worker.REMAT) * 2
     assert all(0 < row["floor"] < 2 for row in rows[:-1]) and rows[-1]["antisd_over_grpo"] > 0
     text = gpu.table([machine, *rows], {"decode, Qwen3-8B": "cut off after 600 s"})
     assert "**update**" in text and "decode, Qwen3-8B: cut off after 600 s" in text and f"| {rows[1]['tokens_per_s']:,.0f} |" in text

@@ -65,9 +65,10 @@ def _rows(first, count, height: int, n: int):
     return pl.ds(begin, height), ((place >= first) & (place < first + count))[:, None]
 
 
-def _call(kernel, grid, out, interpret: bool, *operands):
-    warps = triton.CompilerParams(num_warps=8 if out.shape[-1] >= 128 else 4, num_stages=3)
-    return pl.pallas_call(kernel, grid=grid, out_shape=out, compiler_params=warps, interpret=interpret)(*operands)
+def _call(kernel, grid, tile: int, out, interpret: bool, *operands):
+    """tile: entries of the output that one program of the grid writes."""
+    how = triton.CompilerParams(num_warps=8 if tile >= 128 * 128 else 4, num_stages=3)
+    return pl.pallas_call(kernel, grid=grid, out_shape=out, compiler_params=how, interpret=interpret)(*operands)
 
 
 def _product(x, w, sizes, turned: bool, interpret: bool):
@@ -95,7 +96,8 @@ def _product(x, w, sizes, turned: bool, interpret: bool):
             triton.store(out.at[row, along], total.astype(out.dtype), mask=real)
 
     tiles = _tiles(sizes, n, height)
-    return _call(kernel, (width // columns, len(tiles[0])), jax.ShapeDtypeStruct((n, width), x.dtype), interpret, *tiles, x, w)
+    out = jax.ShapeDtypeStruct((n, width), x.dtype)
+    return _call(kernel, (width // columns, len(tiles[0])), height * columns, out, interpret, *tiles, x, w)
 
 
 def _outer(x, g, sizes, dtype, interpret: bool):
@@ -115,5 +117,5 @@ def _outer(x, g, sizes, dtype, interpret: bool):
         steps = (size[of] + height - 1) // height
         out[of, high, wide] = jax.lax.fori_loop(0, steps, add, jnp.zeros((down, across), jnp.float32)).astype(out.dtype)
 
-    shape = jax.ShapeDtypeStruct((len(sizes), i, j), dtype)
-    return _call(kernel, (j // across, i // down, len(sizes)), shape, interpret, jnp.cumsum(sizes) - sizes, sizes, x, g)
+    grid, out = (j // across, i // down, len(sizes)), jax.ShapeDtypeStruct((len(sizes), i, j), dtype)
+    return _call(kernel, grid, down * across, out, interpret, jnp.cumsum(sizes) - sizes, sizes, x, g)
