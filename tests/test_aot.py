@@ -217,6 +217,8 @@ PAIRS = [  # every model and every hardware once at least
     ("v5p_64_olmo3", "olmo3_7b_think"),
     ("v6e_64_olmo3", "olmo3_7b_instruct"),
     ("h100_8", "qwen3_4b_instruct_2507"),  # eight CPU devices in place of the GPUs
+    ("h100_8_experts", "qwen3_30b_a3b"),
+    ("h100_8_olmo3", "olmo3_7b_think"),
 ]
 
 

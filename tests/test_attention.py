@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from antisd_jax.model import attention
 from antisd_jax.model.attention import chunked, decode_attention, library, splash
 from antisd_jax.model.decoder import REMAT
 
@@ -105,13 +106,15 @@ def test_memory_does_not_grow_with_the_square_of_the_length(window):
     assert long < 4 * 4 * 32768**2 / 20  # the scores of four heads
 
 
+@pytest.mark.parametrize("on, kv_heads", [("cpu", 2), ("gpu", 2), ("gpu", 4)])
 @pytest.mark.parametrize("window", [None, 3, 7])
-def test_a_decoded_token_attends_as_the_whole_sequence_does(window):
+def test_a_decoded_token_attends_as_the_whole_sequence_does(monkeypatch, window, on, kv_heads):
     """Slots whose sequences begin in columns 1 and 6: eight stored columns of twelve are written, five of the block's six."""
     rng = np.random.default_rng(1)
     starts, written, block = np.array([1, 6]), 8, 5
-    stored = rng.normal(size=(2, 2, 2, 12, 8)).astype(np.float32)  # k and v: slot, head, column, channel
-    recent = rng.normal(size=(2, 2, 2, 6, 8)).astype(np.float32)
+    monkeypatch.setattr(attention, "platform", lambda: on)
+    stored = rng.normal(size=(2, 2, kv_heads, 12, 8)).astype(np.float32)  # k and v: slot, head, column, channel
+    recent = rng.normal(size=(2, 2, kv_heads, 6, 8)).astype(np.float32)
     q = rng.normal(size=(2, 4, 8)).astype(np.float32)
     column = np.arange(18)
     place = np.where(column < 12, column, written + column - 12)

@@ -140,7 +140,12 @@ def decode_attention(q, stored, recent, seen):
 
 
 def _scores(q, keys):
-    """q [S K G C], keys [S K C B] → [S K G B] float32. On the CPU one fused loop: XLA's small products there run at half the memory's speed."""
+    """q [S K G C], keys [S K C B] → [S K G B] float32. On the CPU one fused loop: XLA's small products there run at half the memory's speed.
+
+    A GPU's product of single vectors XLA would make a sum over turned keys, a copy of them all; with a second, empty query it stays a product.
+    """
     if platform() == "cpu" and q.dtype == jnp.float32 and q.shape[-1] <= UNROLLED:
         return sum(q[..., c, None] * keys[:, :, None, c] for c in range(q.shape[-1]))
+    if platform() == "gpu" and q.shape[2] == 1:
+        return _scores(jnp.concatenate([q, jnp.zeros_like(q)], axis=2), keys)[:, :, :1]
     return jnp.einsum("skgc,skcb->skgb", q, keys, preferred_element_type=jnp.float32)
