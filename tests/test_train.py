@@ -343,6 +343,7 @@ def test_a_training_set_that_is_the_evaluation_set_is_refused(tmp_path, corpus):
         train(config.load([str(ROOT / "configs" / "math.yaml")], [*options, "problems=8"]))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared problem files are not beside this checkout")
 def test_real_problem_files_train_and_long_prompts_are_counted(tmp_path, capsys):
     data = SHARED / "train" / "gsm8k_train.jsonl"
